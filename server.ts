@@ -269,7 +269,7 @@ export class UsageError extends Error {
 const kebab = (name: string) => name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 const envName = (name: string) =>
   `JUPYTER_DESKTOP_${kebab(name).replaceAll("-", "_").toUpperCase()}`;
-const isSwitch = (spec: OptionSpec) => spec.hint === undefined && !spec.envOnly;
+const isSwitch = (spec: OptionSpec) => !spec.hint && !spec.envOnly;
 const specs = Object.entries(OPTIONS) as [OptionName, OptionSpec][];
 
 interface RawOption {
@@ -292,24 +292,23 @@ function readFlags(argv: readonly string[], problems: string[]) {
       ]),
     ),
   });
-  for (const token of tokens) {
-    if (token.kind !== "option") continue;
-    const negated = token.name.startsWith("no-");
-    const entry = byFlag.get(negated ? token.name.slice(3) : token.name);
-    const value = token.value ?? (entry?.spec.hint ? undefined : String(!negated));
-    if (!entry || (negated && entry.spec.hint))
-      problems.push(`${token.rawName}: there is no such option`);
-    else if (value === undefined)
-      problems.push(`${token.rawName}: needs a value (${entry.spec.hint})`);
-    else {
-      const list = [...(given.get(entry.name)?.value ?? []), value];
-      given.set(entry.name, { value: entry.spec.multiple ? list : value, from: token.rawName });
-    }
-  }
-  return {
-    given,
-    words: tokens.flatMap((token) => (token.kind === "positional" ? [token.value] : [])),
+  /** Notes one flag; returns what is wrong with it. */
+  const take = (rawName: string, name: string, text: string | undefined): string[] => {
+    const negated = name.startsWith("no-");
+    const entry = byFlag.get(negated ? name.slice(3) : name);
+    if (!entry || (negated && entry.spec.hint)) return [`${rawName}: there is no such option`];
+    const value = text ?? (entry.spec.hint ? undefined : String(!negated));
+    if (value === undefined) return [`${rawName}: needs a value (${entry.spec.hint})`];
+    const list = [...(given.get(entry.name)?.value ?? []), value];
+    given.set(entry.name, { value: entry.spec.multiple ? list : value, from: rawName });
+    return [];
   };
+  const words: string[] = [];
+  for (const token of tokens) {
+    if (token.kind === "positional") words.push(token.value);
+    if (token.kind === "option") problems.push(...take(token.rawName, token.name, token.value));
+  }
+  return { given, words };
 }
 
 function readEnv(env: NodeJS.ProcessEnv, given: Map<string, RawOption>) {
@@ -1451,23 +1450,12 @@ function placeError(place: string, error: unknown): VncError {
   return new VncError("unwritable", { path: place, error: errorText(error) });
 }
 
-/** Why a child ended, in the terms of the status. */
-function exitCause(
-  code: string,
-  child: Subprocess,
-  startedMs: number,
-  more: Cause["detail"] = {},
-): Cause {
-  return {
-    code,
-    detail: {
-      code: child.exitCode,
-      signal: child.signalCode ?? null,
-      afterMs: Date.now() - startedMs,
-      ...more,
-    },
-  };
-}
+/** How a child ended, as parameters of a cause. */
+const exitDetail = (child: Subprocess, startedMs: number): Cause["detail"] => ({
+  code: child.exitCode,
+  signal: child.signalCode ?? null,
+  afterMs: Date.now() - startedMs,
+});
 
 /** The script that starts the desktop: the option's, the user's own, or the bundled one (undefined). */
 function chooseXstartup(options: DesktopOptions): string | undefined {
@@ -1516,7 +1504,10 @@ function startSession(
       return { code: "no-desktop", detail: { command: installCommand("desktop") } };
     if (code === 0 && Date.now() - startedMs > QUICK_EXIT_MS)
       return { code: "logged-out", detail: {} };
-    return exitCause("desktop-exited", child, startedMs, { xstartup: script ?? "" });
+    return {
+      code: "desktop-exited",
+      detail: { ...exitDetail(child, startedMs), xstartup: script ?? "" },
+    };
   });
   return { exited };
 }
@@ -1537,8 +1528,7 @@ async function displayNumber(
   await child.exited;
   if (Date.now() - startedMs >= XVNC_READY_TIMEOUT_MS)
     throw new VncError("vnc-timeout", { ms: XVNC_READY_TIMEOUT_MS });
-  const { code, detail } = exitCause("vnc-exited", child, startedMs);
-  throw new VncError(code, detail);
+  throw new VncError("vnc-exited", exitDetail(child, startedMs));
 }
 
 /** Writes the display's cookie; returns the environment of all that may use it. */
@@ -1583,7 +1573,10 @@ export async function launchDesktop(options: DesktopOptions): Promise<Running> {
     void tail.follow(child.stderr, "vnc");
     const display = await displayNumber(child, startedMs);
     const session = startSession(options, { ...env, DISPLAY: display });
-    const vncExited = child.exited.then(() => exitCause("vnc-exited", child, startedMs));
+    const vncExited = child.exited.then(() => ({
+      code: "vnc-exited",
+      detail: exitDetail(child, startedMs),
+    }));
     return {
       target: { kind: "unix", path: path.join(runtimeDir, "vnc.sock") },
       display,
@@ -1642,7 +1635,7 @@ export async function launchCommand(
       const exited = child.exited.then((code) =>
         code === 0 && markedPids(mark).length > 0
           ? new Promise<Cause>(() => {})
-          : exitCause("vnc-exited", child, startedMs),
+          : { code: "vnc-exited", detail: exitDetail(child, startedMs) },
       );
       return { target, display: null, vnc: null, exited, stop };
     }
@@ -1656,8 +1649,7 @@ export async function launchCommand(
     await Bun.sleep(REAP_POLL_MS);
   }
   await stop();
-  const { code, detail } = exitCause("vnc-exited", child, startedMs, { command });
-  throw new VncError(code, detail);
+  throw new VncError("vnc-exited", { ...exitDetail(child, startedMs), command });
 }
 
 /**
@@ -1761,7 +1753,7 @@ function securityHeaders(assets: ViewerAssets): MiddlewareHandler<Env> {
       formAction: ["'self'"],
       frameAncestors: ["'self'"],
     },
-    referrerPolicy: "no-referrer", // the first address has the token in it
+    referrerPolicy: "same-origin", // not less: the log-in form would then send Origin: null
     strictTransportSecurity: false, // the proxy's to decide, for its whole host
     xFrameOptions: "SAMEORIGIN",
   });

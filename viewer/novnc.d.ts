@@ -1,0 +1,4 @@
+// The types package describes the path of an older layout; noVNC 1.7 exports only its root.
+declare module "@novnc/novnc" {
+  export { default } from "@novnc/novnc/lib/rfb";
+}
