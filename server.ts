@@ -7,7 +7,7 @@
  *   bunx jupyter-desktop setup      install a VNC server and a desktop
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
  *
- * Map: limits, config, pure helpers, log, auth, bridge, vnc, routes, setup, doctor, main.
+ * Map: limits, config, pure helpers, log, auth, rfb, bridge, vnc, routes, setup, doctor, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
  *   argv + env -> loadConfig -> Config -> main -> Supervisor, Bridge -> createApp -> Bun.serve
@@ -45,7 +45,11 @@ const PRE_OPEN_BYTES = 4_096; // what a VNC server may say before the browser sp
 const MAX_FRAME_BYTES = 1 << 20; // noVNC sends 10 KiB at a time; only a paste by another client is larger
 const MAX_BACKLOG_BYTES = 1 << 20; // to the browser: the VNC socket pauses at the first full send, so this is a net
 const MAX_UPLOAD_QUEUE_BYTES = 4 << 20; // frames that were decoded already when the WebSocket was paused
-const WS_IDLE_SECONDS = 60; // Bun pings within this time and drops a viewer that does not answer
+const WS_IDLE_SECONDS = 120; // Bun's own net under the heartbeat
+const HEARTBEAT_MS = 20_000; // proxies end a connection that is silent for a minute
+const DEAD_VIEWER_MS = 65_000; // three pings without an answer
+const MAX_VIEWERS = 50;
+const MAX_DESKTOP_PIXELS = 33_177_600; // 8K UHD; at 16384x16384 Xvnc takes 2 GB
 const STOP_GRACE_MS = 2_000; // XFCE saves its session in well under a second
 const KILL_WAIT_MS = 2_000; // after SIGKILL only a process in uninterruptible sleep is left
 const REAP_POLL_MS = 20; // processes that are not our children give no notice of their end
@@ -56,6 +60,10 @@ const GIVE_UP_WINDOW_MS = 120_000;
 const QUICK_EXIT_MS = 5_000; // an xstartup that ends well this fast was put into the background by its author
 const LOG_TAIL_LINES = 40;
 const LOG_LINE_CHARS = 500;
+const MARK_BYTES = 12;
+const ADOPTED_POLL_MS = 500; // how late the end of a desktop of an earlier server is seen
+const MAX_LOG_BYTES = 1 << 20; // of a kept desktop's file
+const LOG_CAP_INTERVAL_MS = 60_000;
 const TOKEN_BYTES = 24; // 192 bits: not guessable, still one line in a terminal
 const MIN_TOKEN_CHARS = 8;
 const GUESS_DELAY_FIRST_MS = 100;
@@ -71,6 +79,13 @@ const VNC_AUTH = 2;
 
 // --- config ---
 // One table; the parser, the environment look-up, --help and the README's table come from it.
+
+/** The largest desktop that a viewer may ask for: memory of the X server grows with it. */
+export interface SizeLimit {
+  readonly width: number;
+  readonly height: number;
+  readonly pixels: number;
+}
 
 /** Where a VNC server listens. */
 export type Target = { kind: "unix"; path: string } | { kind: "tcp"; host: string; port: number };
@@ -98,6 +113,17 @@ const toggle = z
 const file = text.transform((value) => path.resolve(value));
 const choice = <const T extends readonly [string, ...string[]]>(...values: T) =>
   z.enum(values, `must be ${values.slice(0, -1).join(", ")} or ${values.at(-1)}`);
+
+const count = z
+  .string()
+  .regex(/^\d{1,6}$/, "must be a whole number")
+  .transform(Number);
+const UNIT_MS: Readonly<Record<string, number>> = { s: 1_000, m: 60_000, h: 3_600_000 };
+/** A time in ms; off is 0. */
+const duration = z
+  .string()
+  .regex(/^(off|0|\d{1,6}[smh])$/, "must be a time such as 90s, 30m or 2h, or off")
+  .transform((value) => (Number.parseInt(value, 10) || 0) * (UNIT_MS[value.slice(-1)] ?? 0));
 
 export const OPTIONS = {
   host: {
@@ -198,6 +224,60 @@ export const OPTIONS = {
     default: "now",
     help: "start the desktop now, or at the first visit",
   },
+  maxSize: {
+    type: z
+      .string()
+      .regex(/^[1-9]\d{1,4}x[1-9]\d{1,4}$/, "must be WIDTHxHEIGHT such as 3840x2160")
+      .transform((value): SizeLimit => {
+        const [width = 0, height = 0] = value.split("x").map(Number);
+        return { width, height, pixels: MAX_DESKTOP_PIXELS };
+      }),
+    group: "Desktop",
+    hint: "WxH",
+    default: "8192x8192",
+    help: "largest size that a viewer may ask for, and never more than 33 megapixels",
+  },
+  maxViewers: {
+    type: count.refine((viewers) => viewers > 0, "must be at least 1"),
+    group: "Desktop",
+    hint: "N",
+    default: String(MAX_VIEWERS),
+    help: "how many viewers may see the desktop at once",
+  },
+  idleDisconnect: {
+    type: duration,
+    group: "Desktop",
+    hint: "TIME",
+    default: "off",
+    help: "pause a viewer without input for so long (30m, 90s, 2h); a click resumes it",
+  },
+  idleStop: {
+    type: duration,
+    group: "Desktop",
+    hint: "TIME",
+    default: "off",
+    help: "stop the desktop after so long without a viewer and without input",
+  },
+  idleExit: {
+    type: toggle,
+    group: "Desktop",
+    default: "false",
+    help: "exit when --idle-stop has stopped the desktop",
+  },
+  keep: {
+    type: toggle,
+    group: "Desktop",
+    default: "false",
+    help: "let the desktop outlive a server that is killed; the next one takes it back",
+  },
+  name: {
+    type: z
+      .string()
+      .regex(/^[\w.-]{1,40}$/, "must be at most 40 letters, digits, dots, hyphens and underscores"),
+    group: "Desktop",
+    hint: "NAME",
+    help: "what this server is called by status and stop, and where --keep finds it again (default: by its address)",
+  },
   vncPasswordFile: {
     type: file,
     group: "Security",
@@ -249,7 +329,7 @@ type OptionName = keyof typeof OPTIONS;
 type OptionValue<K extends OptionName> =
   | z.output<(typeof OPTIONS)[K]["type"]>
   | ((typeof OPTIONS)[K] extends { default: string } | { multiple: true } ? never : undefined);
-const COMMANDS = ["serve", "setup", "doctor"] as const;
+const COMMANDS = ["serve", "setup", "doctor", "status", "stop"] as const;
 /** All options, checked; `command` is the subcommand, `vncPassword` the content of its file. */
 export type Config = { readonly [K in OptionName]: OptionValue<K> } & {
   readonly command: (typeof COMMANDS)[number];
@@ -346,7 +426,11 @@ function crossCheck(config: Config, given: ReadonlyMap<string, RawOption>): stri
       given.has("tokenFile") && given.has("token"),
       `${from("tokenFile")}: cannot be combined with ${envName("token")}`,
     ],
-    ...(["xstartup", "geometry", "vncArg"] as const).map((name): [boolean, string] => [
+    [
+      config.idleExit && config.idleStop === 0,
+      `${from("idleExit")}: needs ${from("idleStop")} with a time, such as 2h`,
+    ],
+    ...(["xstartup", "geometry", "vncArg", "keep"] as const).map((name): [boolean, string] => [
       attached && given.has(name),
       `${from(name)}: works only with the VNC server that jupyter-desktop starts itself, not with ${from(config.vnc.kind === "auto" ? "vncCommand" : "vnc")}`,
     ]),
@@ -436,6 +520,8 @@ export function renderHelp(): string {
     "  serve      serve the desktop (default)",
     "  setup      install a VNC server and a desktop with this machine's package manager",
     "  doctor     check what a desktop needs, and say what mends it",
+    "  status     say what this user's servers are doing",
+    "  stop       stop the desktop of this user's server (of --name, where there are several)",
   ];
   for (const group of ["Listen", "Desktop", "Security", "Other"] as const) {
     lines.push("", `${group}:`);
@@ -628,6 +714,232 @@ export class GuessLimiter {
   }
 }
 
+// --- rfb ---
+// Finds the messages in what a viewer sends, to count input and to hold sizes. What VNC sends is never parsed.
+
+/** Types of client messages that the filter looks at (RFC 6143, 7.5; rfbproto for 248 and up). */
+const CLIENT_MESSAGE = {
+  setEncodings: 2,
+  key: 4,
+  pointer: 5,
+  cutText: 6,
+  fence: 248,
+  setDesktopSize: 251,
+  qemu: 255,
+} as const;
+
+/** How long a client message is, when so many bytes of it are known (RFC 6143, 7.5; rfbproto for 150 and up). */
+interface MessageShape {
+  readonly header: number;
+  readonly length: (bytes: Buffer, at: number) => number;
+}
+const always = (bytes: number): MessageShape => ({ header: 1, length: () => bytes });
+const CLIENT_MESSAGES: Readonly<Record<number, MessageShape>> = {
+  0: always(20), // SetPixelFormat
+  [CLIENT_MESSAGE.setEncodings]: {
+    header: 4,
+    length: (bytes, at) => 4 + 4 * bytes.readUInt16BE(at + 2),
+  },
+  3: always(10), // FramebufferUpdateRequest
+  [CLIENT_MESSAGE.key]: always(8),
+  [CLIENT_MESSAGE.pointer]: {
+    header: 2, // the highest bit of the mask announces a further byte of buttons
+    length: (bytes, at) => 6 + (bytes.readUInt8(at + 1) >> 7),
+  },
+  [CLIENT_MESSAGE.cutText]: {
+    header: 8, // a negative length is the extended clipboard's
+    length: (bytes, at) => 8 + Math.abs(bytes.readInt32BE(at + 4)),
+  },
+  150: always(10), // EnableContinuousUpdates
+  [CLIENT_MESSAGE.fence]: { header: 9, length: (bytes, at) => 9 + bytes.readUInt8(at + 8) },
+  250: always(4), // xvp
+  [CLIENT_MESSAGE.setDesktopSize]: {
+    header: 8,
+    length: (bytes, at) => 8 + 16 * bytes.readUInt8(at + 6),
+  },
+  [CLIENT_MESSAGE.qemu]: {
+    header: 4, // 0 is a key, 1 is audio, whose operation 2 has a format
+    length: (bytes, at) => {
+      if (bytes.readUInt8(at + 1) === 0) return 12;
+      return bytes.readUInt16BE(at + 2) === 2 ? 10 : 4;
+    },
+  },
+};
+
+/** Length of the client message that starts at `at`: 0 when more is needed to tell, infinite for an unknown type. */
+export function clientMessageLength(bytes: Buffer, at: number): number {
+  const shape = CLIENT_MESSAGES[bytes.readUInt8(at)];
+  if (!shape) return Number.POSITIVE_INFINITY;
+  return bytes.length - at < shape.header ? 0 : shape.length(bytes, at);
+}
+
+/** What the filter tells, and asks, the session that it belongs to. */
+export interface FilterEvents {
+  /** A key, a pointer that moved or clicked, or pasted text: a person is there. */
+  input(): void;
+  /** May this viewer set the desktop's size now? */
+  mayResize(): boolean;
+}
+
+const EMPTY = Buffer.alloc(0);
+
+type Phase = "version" | "security" | "auth" | "init" | "messages" | "opaque";
+/** Lengths of the client's parts of the handshake (RFC 6143, 7.1 to 7.3), in bytes. */
+const HANDSHAKE_BYTES: Readonly<Record<Phase, number>> = {
+  version: RFB_GREETING_BYTES,
+  security: 1,
+  auth: 16,
+  init: 1,
+  messages: 0,
+  opaque: 0,
+};
+
+/**
+ * One viewer's bytes on their way to VNC. Messages pass as they came, but for SetDesktopSize: it is held to the
+ * limit, and kept back while another viewer drives the size. What is no RFB that it knows (another security type,
+ * a message of a later protocol) passes unseen from there on, and all of it counts as input.
+ */
+export class ClientFilter {
+  readonly #limit: SizeLimit;
+  readonly #events: FilterEvents;
+  #phase: Phase = "version";
+  /** The start of something whose end has not come. */
+  #held: Buffer = EMPTY;
+  /** Bytes of a long message that are still to pass. */
+  #passing = 0;
+  #pointer = "";
+  /** The size that this viewer wants, as its message. */
+  #wanted: Buffer | undefined;
+
+  constructor(limit: SizeLimit, events: FilterEvents) {
+    this.#limit = limit;
+    this.#events = events;
+  }
+
+  /** What goes on to VNC now. */
+  feed(chunk: Buffer): Buffer {
+    const bytes = this.#held.length > 0 ? Buffer.concat([this.#held, chunk]) : chunk;
+    this.#held = EMPTY;
+    if (this.#passing === Number.POSITIVE_INFINITY) this.#events.input();
+    const kept: Buffer[] = [];
+    let from = 0; // what stands before has been kept or left out
+    let at = Math.min(this.#passing, bytes.length);
+    this.#passing = Math.max(0, this.#passing - bytes.length);
+    while (at < bytes.length) {
+      const length = this.#lengthAt(bytes, at);
+      if (length === 0) break;
+      const message = bytes.subarray(at, at + length);
+      const isSize = this.#isSize(message);
+      const before = isSize ? this.#size(message) : this.#look(message);
+      if (before) kept.push(bytes.subarray(from, at), before);
+      if (isSize) from = at + length;
+      else if (before) from = at;
+      this.#passing = Math.max(0, at + length - bytes.length);
+      at = Math.min(at + length, bytes.length);
+    }
+    if (at < bytes.length) this.#held = bytes.subarray(at);
+    else if (kept.length === 0) return bytes;
+    return Buffer.concat([...kept, bytes.subarray(from, at)]);
+  }
+
+  /** The message for the size that this viewer wants, if VNC may get one between two of its messages now. */
+  claimSize(): Buffer | undefined {
+    return this.#phase === "messages" && this.#held.length === 0 && this.#passing === 0
+      ? this.#wanted
+      : undefined;
+  }
+
+  #isSize(message: Buffer): boolean {
+    return this.#phase === "messages" && message[0] === CLIENT_MESSAGE.setDesktopSize;
+  }
+
+  /** Length of what starts at `at`, 0 when more is needed. A size may be changed: it has to be whole. */
+  #lengthAt(bytes: Buffer, at: number): number {
+    if (this.#phase !== "messages") return this.#handshake(bytes, at);
+    const length = clientMessageLength(bytes, at);
+    return this.#isSize(bytes.subarray(at)) && at + length > bytes.length ? 0 : length;
+  }
+
+  /** Length of the part of the handshake that starts at `at`; past the last part begin the messages. */
+  #handshake(bytes: Buffer, at: number): number {
+    const length = HANDSHAKE_BYTES[this.#phase];
+    if (bytes.length - at < length) return 0;
+    const part = bytes.subarray(at, at + length);
+    const next = this.#afterHandshake(part);
+    if (this.#phase === "init") part[0] = 1; // shared: a viewer that asks to be alone would throw the others out
+    this.#phase = next;
+    return next === "opaque" ? Number.POSITIVE_INFINITY : length;
+  }
+
+  #afterHandshake(part: Buffer): Phase {
+    switch (this.#phase) {
+      case "version": // RFB 3.3 has no security message, so that what follows cannot be told
+        return /^RFB 003\.00[78]\n$/.test(part.toString("latin1")) ? "security" : "opaque";
+      case "security":
+        return part[0] === NO_AUTH ? "init" : part[0] === VNC_AUTH ? "auth" : "opaque";
+      case "auth":
+        return "init";
+      default:
+        return "messages";
+    }
+  }
+
+  /** Keeps the size that is asked for; returns what goes to VNC: that, or nothing while another viewer drives it. */
+  #size(message: Buffer): Buffer {
+    this.#wanted = Buffer.from(limitDesktopSize(message, this.#limit));
+    return this.#events.mayResize() ? this.#wanted : EMPTY;
+  }
+
+  /** Tells of input. The first input of a viewer that did not drive the size is preceded by its size. */
+  #look(message: Buffer): Buffer | undefined {
+    if (this.#phase !== "messages" || !this.#isInput(message)) return undefined;
+    const drove = this.#events.mayResize();
+    this.#events.input();
+    return drove ? undefined : this.#wanted;
+  }
+
+  #isInput(message: Buffer): boolean {
+    if (message[0] !== CLIENT_MESSAGE.pointer) {
+      return (
+        message[0] === CLIENT_MESSAGE.key ||
+        message[0] === CLIENT_MESSAGE.cutText ||
+        (message[0] === CLIENT_MESSAGE.qemu && message[1] === 0)
+      );
+    }
+    const before = this.#pointer;
+    this.#pointer = message.toString("latin1");
+    return this.#pointer !== before;
+  }
+}
+
+/**
+ * Holds a SetDesktopSize message (rfbproto: type, padding, width, height, number of screens, padding, then id, x, y,
+ * width, height and flags of each) to the limit, in place: the sides first, then the area, in proportion.
+ */
+export function limitDesktopSize(message: Buffer, limit: SizeLimit): Buffer {
+  const asked = { width: message.readUInt16BE(2), height: message.readUInt16BE(4) };
+  const scale = Math.min(
+    1,
+    limit.width / asked.width,
+    limit.height / asked.height,
+    Math.sqrt(limit.pixels / (asked.width * asked.height)),
+  );
+  if (!(scale < 1)) return message;
+  const width = Math.max(1, Math.floor(asked.width * scale));
+  const height = Math.max(1, Math.floor(asked.height * scale));
+  message.writeUInt16BE(width, 2);
+  message.writeUInt16BE(height, 4);
+  for (let at = 8; at + 16 <= message.length; at += 16) {
+    const x = Math.min(message.readUInt16BE(at + 4), width - 1);
+    const y = Math.min(message.readUInt16BE(at + 6), height - 1);
+    message.writeUInt16BE(x, at + 4);
+    message.writeUInt16BE(y, at + 6);
+    message.writeUInt16BE(Math.min(message.readUInt16BE(at + 8), width - x), at + 8);
+    message.writeUInt16BE(Math.min(message.readUInt16BE(at + 10), height - y), at + 10);
+  }
+  return message;
+}
+
 // --- bridge ---
 // Moves bytes between a browser's WebSocket and a VNC socket. Knows nothing of HTTP, auth or the supervisor.
 
@@ -637,6 +949,7 @@ export const CLOSE = {
   textFrame: 1003,
   vncLost: 1011,
   tooLarge: 1009,
+  paused: 4408,
   desktopEnded: 4410,
   desktopCrashed: 4411,
   gaveUp: 4412,
@@ -663,6 +976,15 @@ const connect = <T>(target: Target, socket: SocketHandler<T>, data: T) =>
     ? Bun.connect<T>({ unix: target.path, socket, data })
     : Bun.connect<T>({ hostname: target.host, port: target.port, socket, data });
 
+/** What a session needs of the bridge that it belongs to. */
+interface SessionOwner {
+  readonly sizeLimit: SizeLimit;
+  readonly idleDisconnectMs: number;
+  input(session: Session): void;
+  mayResize(session: Session): boolean;
+  ended(session: Session): void;
+}
+
 type BrowserSocket = ServerWebSocket<Session>;
 type VncSocket = Socket<Session>;
 
@@ -682,12 +1004,13 @@ const vncHandlers: SocketHandler<Session> = {
  * WebSocket, and so that nothing of the browser's has to be buffered. end() is the only place where it ends.
  */
 export class Session {
-  readonly #onEnd: (session: Session) => void;
+  readonly #owner: SessionOwner;
+  readonly #filter: ClientFilter;
   #vnc: VncSocket | undefined;
   #browser: BrowserSocket | undefined;
   #ended: { code: number; reason: string } | undefined;
   /** What VNC said before the WebSocket was open. */
-  #early: Buffer = Buffer.alloc(0);
+  #early: Buffer = EMPTY;
   #wake: (() => void) | undefined;
   /** Bytes for VNC that its socket has not taken: whole frames, of the first of them the part from #sent on. */
   readonly #queue: Uint8Array[] = [];
@@ -696,9 +1019,23 @@ export class Session {
   /** With a VNC password, the part of the handshake that the browser still expects of us. */
   #greeting: "version" | "security" | undefined;
   #greetingBytes = 0;
+  #lastInputMs = Date.now();
+  #heardMs = Date.now();
+  #heart: Timer | undefined;
 
-  constructor(onEnd: (session: Session) => void) {
-    this.#onEnd = onEnd;
+  constructor(owner: SessionOwner) {
+    this.#owner = owner;
+    this.#filter = new ClientFilter(owner.sizeLimit, {
+      input: () => {
+        this.#lastInputMs = Date.now();
+        owner.input(this);
+      },
+      mayResize: () => owner.mayResize(this),
+    });
+  }
+
+  get lastInputMs(): number {
+    return this.#lastInputMs;
   }
 
   /**
@@ -800,19 +1137,43 @@ export class Session {
     this.#browser = browser;
     if (this.#ended) return void browser.close(this.#ended.code, this.#ended.reason);
     const early = this.#early;
-    this.#early = Buffer.alloc(0);
+    this.#early = EMPTY;
     browser.send(early);
+    this.#lastInputMs = this.#heardMs = Date.now();
+    this.#heart = setInterval(() => this.#beat(browser), HEARTBEAT_MS);
     this.#vnc?.resume();
   }
 
-  fromBrowser(message: string | Uint8Array): void {
+  /** Asks the browser for a sign of life; drops it without one, and pauses it without input for long. */
+  #beat(browser: BrowserSocket): void {
+    const now = Date.now();
+    const { idleDisconnectMs } = this.#owner;
+    if (now - this.#heardMs > DEAD_VIEWER_MS) return void browser.terminate();
+    if (idleDisconnectMs > 0 && now - this.#lastInputMs >= idleDisconnectMs)
+      return this.end(CLOSE.paused, "paused: no input");
+    browser.ping();
+  }
+
+  browserAlive(): void {
+    this.#heardMs = Date.now();
+  }
+
+  fromBrowser(message: string | Buffer): void {
     if (typeof message === "string") return this.end(CLOSE.textFrame, "text frame: RFB is binary");
-    if (this.#greeting) return this.#greet(message);
-    this.#toVnc(message);
+    const bytes = this.#filter.feed(message);
+    if (this.#greeting) this.#greet(bytes);
+    else if (bytes.length > 0) this.#toVnc(bytes);
+  }
+
+  /** This viewer drives the size from now on: its own window's is asked for. */
+  takeSize(): void {
+    const message = this.#filter.claimSize();
+    if (message && !this.#ended) this.#toVnc(message);
   }
 
   /** Plays the server of an RFB 3.8 handshake without a password, since ours with VNC is done. */
   #greet(message: Uint8Array): void {
+    if (!this.#greeting) return this.#toVnc(message);
     const wanted = this.#greeting === "version" ? RFB_GREETING_BYTES : 1;
     const part = message.subarray(0, wanted - this.#greetingBytes);
     this.#greetingBytes += part.length;
@@ -825,7 +1186,7 @@ export class Session {
       this.#greeting = undefined;
       this.#browser?.send(new Uint8Array(4)); // SecurityResult: OK
     }
-    if (part.length < message.length) this.fromBrowser(message.subarray(part.length));
+    if (part.length < message.length) this.#greet(message.subarray(part.length));
   }
 
   #toVnc(bytes: Uint8Array): void {
@@ -870,7 +1231,13 @@ export class Session {
     this.#browser?.close(code, this.#ended.reason);
     this.#queue.length = 0;
     this.#wake?.();
-    this.#onEnd(this);
+    this.#owner.ended(this);
+  }
+
+  /** The WebSocket is gone; a closing one that nobody reads is still watched until here. */
+  browserClosed(code: number, reason: string): void {
+    clearInterval(this.#heart);
+    this.end(code, reason || "the viewer left");
   }
 
   get outcome(): { code: number; reason: string } | undefined {
@@ -878,19 +1245,58 @@ export class Session {
   }
 }
 
-/** The sessions of one desktop. */
-export class Bridge {
-  readonly #sessions = new Set<Session>();
-  readonly #log: Log;
-  readonly #onChange: () => void;
+export interface BridgeOptions {
+  readonly sizeLimit: SizeLimit;
+  readonly maxViewers: number;
+  /** Without input for so long a viewer is paused; 0: never. */
+  readonly idleDisconnectMs: number;
+}
 
-  constructor(log: Log, onChange: () => void = () => {}) {
+const BRIDGE_DEFAULTS: BridgeOptions = {
+  sizeLimit: { width: 8192, height: 8192, pixels: MAX_DESKTOP_PIXELS },
+  maxViewers: MAX_VIEWERS,
+  idleDisconnectMs: 0,
+};
+
+/** The sessions of one desktop, and which of them drives its size: the one that was used last. */
+export class Bridge implements SessionOwner {
+  readonly #sessions = new Set<Session>();
+  readonly #options: BridgeOptions;
+  readonly #log: Log;
+  readonly #listeners = new Set<() => void>();
+  #driver: Session | undefined;
+  #lastInputMs = Date.now();
+
+  constructor(log: Log, options: Partial<BridgeOptions> = {}) {
     this.#log = log;
-    this.#onChange = onChange;
+    this.#options = { ...BRIDGE_DEFAULTS, ...options };
   }
 
   get size(): number {
     return this.#sessions.size;
+  }
+
+  get full(): boolean {
+    return this.size >= this.#options.maxViewers;
+  }
+
+  /** When somebody last typed, pointed or pasted, in ms since the epoch. */
+  get lastInputMs(): number {
+    return this.#lastInputMs;
+  }
+
+  get sizeLimit(): SizeLimit {
+    return this.#options.sizeLimit;
+  }
+
+  get idleDisconnectMs(): number {
+    return this.#options.idleDisconnectMs;
+  }
+
+  /** Calls `listener` when a viewer came or left; returns what ends that. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
   }
 
   /**
@@ -898,16 +1304,37 @@ export class Bridge {
    * @throws VncError
    */
   async connect(target: Target, password: string | undefined): Promise<Session> {
-    const session = new Session((ended) => {
-      if (!this.#sessions.delete(ended)) return;
-      this.#log("info", "viewer left", { ...ended.outcome, viewers: this.size });
-      this.#onChange();
-    });
+    const session = new Session(this);
+    this.#sessions.add(session); // it counts while it dials, or a rush could pass the limit
     await session.dial(target, password);
-    this.#sessions.add(session);
+    this.#driver ??= session;
     this.#log("info", "viewer came", { viewers: this.size });
-    this.#onChange();
+    this.#changed();
     return session;
+  }
+
+  input(session: Session): void {
+    this.#driver = session;
+    this.#lastInputMs = Date.now();
+  }
+
+  mayResize(session: Session): boolean {
+    return this.#driver === session;
+  }
+
+  ended(session: Session): void {
+    this.#sessions.delete(session);
+    this.#log("info", "viewer left", { ...session.outcome, viewers: this.size });
+    if (this.#driver === session) {
+      const lastUsedFirst = [...this.#sessions].sort((a, b) => b.lastInputMs - a.lastInputMs);
+      this.#driver = lastUsedFirst[0];
+      this.#driver?.takeSize();
+    }
+    this.#changed();
+  }
+
+  #changed(): void {
+    for (const listener of this.#listeners) listener();
   }
 
   closeAll(code: number, reason: string): void {
@@ -920,14 +1347,14 @@ export class Bridge {
     backpressureLimit: MAX_BACKLOG_BYTES,
     closeOnBackpressureLimit: true,
     idleTimeout: WS_IDLE_SECONDS,
-    sendPings: true,
     perMessageDeflate: false, // the encodings of VNC are compressed already
     open: (browser: BrowserSocket) => browser.data.browserOpen(browser),
     message: (browser: BrowserSocket, message: string | Buffer<ArrayBuffer>) =>
       browser.data.fromBrowser(message),
     drain: (browser: BrowserSocket) => browser.data.browserDrained(),
+    pong: (browser: BrowserSocket) => browser.data.browserAlive(),
     close: (browser: BrowserSocket, code: number, reason: string) =>
-      browser.data.end(code, reason || "the viewer left"),
+      browser.data.browserClosed(code, reason),
   };
 }
 
@@ -955,25 +1382,51 @@ const FINAL_CAUSES: ReadonlySet<string> = new Set([
   "internal",
 ]);
 
+/** Lines of TigerVNC's about itself, which would push those that matter out of the tail. */
+const NOISE =
+  /^ *(EncodeManager|ComparingUpdateTracker|TcpSocket|Connections|VNCSConnST|SConnection|XserverDesktop):|^ {10,}|^\[mi\]/;
+
 /** The last lines of what VNC server and desktop printed, for the page. */
 export class LogTail {
   #lines: string[] = [];
+  #file: string | undefined;
+  #cap: Timer | undefined;
   readonly #log: Log;
 
   constructor(log: Log) {
     this.#log = log;
   }
 
+  /** The last lines; Xvnc's statistics, which say nothing, left out. */
   get lines(): readonly string[] {
-    return this.#lines;
+    if (this.#file === undefined) return this.#lines;
+    const lines = fs.readFileSync(this.#file, "utf8").split("\n");
+    return lines.filter((line) => line.trim() && !NOISE.test(line)).slice(-LOG_TAIL_LINES);
   }
 
   clear(): void {
     this.#lines = [];
+    this.#file = undefined;
+    clearInterval(this.#cap);
   }
 
-  /** Reads a child's output to its end. */
-  async follow(stream: ReadableStream<Uint8Array>, from: string): Promise<void> {
+  /** From now on the lines are those of a file, which the desktop writes itself. */
+  readFrom(file: string): void {
+    this.#file = file;
+    clearInterval(this.#cap);
+    this.#cap = setInterval(() => {
+      // Its writers append, so that they go on at the new end.
+      const size = fs.statSync(file, { throwIfNoEntry: false })?.size ?? 0;
+      if (size > MAX_LOG_BYTES) fs.truncateSync(file);
+    }, LOG_CAP_INTERVAL_MS);
+  }
+
+  /** Reads a child's output to its end; a child that writes to a file has none here. */
+  async follow(
+    stream: ReadableStream<Uint8Array> | number | undefined,
+    from: string,
+  ): Promise<void> {
+    if (!(stream instanceof ReadableStream)) return;
     let rest = "";
     const decoder = new TextDecoder();
     for await (const chunk of stream) {
@@ -986,7 +1439,7 @@ export class LogTail {
 
   #add(raw: string, from: string): void {
     const line = raw.trimEnd().slice(0, LOG_LINE_CHARS);
-    if (!line) return;
+    if (!line || NOISE.test(line)) return;
     this.#lines.push(line);
     if (this.#lines.length > LOG_TAIL_LINES) this.#lines.shift();
     this.#log("debug", "output", { from, line });
@@ -1076,12 +1529,12 @@ export class Supervisor {
     return this.start();
   }
 
-  /** Ends the desktop and all that belongs to it; the state is then `ended`, with the cause `stopped`. */
-  async stop(): Promise<void> {
+  /** Ends the desktop and all that belongs to it; the state is then `ended`, for that cause. */
+  async stop(code: "stopped" | "idle" = "stopped"): Promise<void> {
     await this.#starting;
     await this.#stopping;
     if (this.#state === "idle" || this.#state === "ended") return;
-    await this.#winding(() => this.#enter("ended", { code: "stopped", detail: {} }));
+    await this.#winding(() => this.#enter("ended", { code, detail: {} }));
   }
 
   /** The one way down: ends what runs, then enters the state that `then` chooses. */
@@ -1173,6 +1626,8 @@ export interface DesktopOptions {
   readonly xstartup: string | undefined;
   readonly env: NodeJS.ProcessEnv;
   readonly tail: LogTail;
+  /** The desktop outlives a server that is killed, and the next one takes it back. */
+  readonly keep?: boolean;
 }
 
 /** Every process of a desktop has this variable in its environment: by it all of them are found and ended. */
@@ -1240,14 +1695,19 @@ done
 /**
  * Makes the runtime directory, and a tiny process that ends what carries the mark and removes the directory once
  * this server is gone. The file `mark` in it tells whose it is, should another server have taken it over by then.
+ * With `keep` there is no such process: the desktop is to outlive a server that was killed.
  */
-function startReaper(mark: string, runtimeDir: string): { stop(): Promise<void> } {
+function startReaper(
+  mark: string,
+  { runtimeDir, keep }: DesktopOptions,
+): { stop(): Promise<void> } {
   try {
     fs.mkdirSync(runtimeDir, { mode: 0o700, recursive: true });
     fs.writeFileSync(path.join(runtimeDir, "mark"), mark, { mode: 0o600 });
   } catch (error) {
     throw placeError(runtimeDir, error);
   }
+  if (keep) return { stop: () => endKept(mark, runtimeDir) };
   const reaper = Bun.spawn(["/bin/sh", "-c", REAPER, "jupyter-desktop-reaper", mark, runtimeDir], {
     stdio: ["pipe", "ignore", "ignore"],
     env: { PATH: SYSTEM_PATH },
@@ -1257,10 +1717,86 @@ function startReaper(mark: string, runtimeDir: string): { stop(): Promise<void> 
   return {
     stop: async () => {
       await endMarked(mark);
-      await reaper.stdin.end();
+      reaper.kill("SIGKILL"); // it ignores the others; the directory is still this server's
       await reaper.exited;
     },
   };
+}
+
+// --keep: what a later server needs to know of a desktop. It is checked before it is trusted.
+const keptDesktop = z.object({
+  mark: z.string().regex(/^[0-9a-f]{24}$/),
+  display: z.string().regex(/^:\d+$/),
+  vnc: z.string(),
+  vncPid: z.int().positive(),
+  sessionPid: z.int().positive(),
+  /** Start times of both processes: a process id alone is used again, in a container soon. */
+  vncStart: z.string(),
+  sessionStart: z.string(),
+});
+type KeptDesktop = z.output<typeof keptDesktop>;
+
+const keptFile = (runtimeDir: string) => path.join(runtimeDir, "desktop.json");
+
+async function endKept(mark: string, runtimeDir: string): Promise<void> {
+  await endMarked(mark);
+  fs.rmSync(keptFile(runtimeDir), { force: true });
+}
+
+/** When a process started, in clock ticks since boot (field 22 of proc(5)'s stat); undefined when there is none. */
+function processStart(pid: number): string | undefined {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, "latin1");
+    const [state, ...rest] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return state === "Z" || state === "X" ? undefined : rest[18]; // state is field 3
+  } catch {
+    return undefined;
+  }
+}
+
+function readKept(runtimeDir: string): KeptDesktop | undefined {
+  try {
+    return keptDesktop.safeParse(JSON.parse(fs.readFileSync(keptFile(runtimeDir), "utf8"))).data;
+  } catch {
+    return undefined; // none was kept
+  }
+}
+
+/** The desktop that an earlier server left, if it is alive and is the one that the file tells of. */
+async function adoptKept({ runtimeDir, tail }: DesktopOptions): Promise<Running | undefined> {
+  const kept = readKept(runtimeDir);
+  if (!kept) return undefined;
+  const { mark, display, vnc, vncPid, sessionPid, vncStart, sessionStart } = kept;
+  const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
+  const pids = markedPids(mark);
+  const isAlive = () =>
+    processStart(vncPid) === vncStart && processStart(sessionPid) === sessionStart;
+  if (
+    !isAlive() ||
+    !pids.includes(vncPid) ||
+    !pids.includes(sessionPid) ||
+    !(await accepts(target))
+  ) {
+    await endKept(mark, runtimeDir);
+    return undefined;
+  }
+  tail.readFrom(path.join(runtimeDir, "desktop.log"));
+  // It is no child of this server, so that its end must be looked for.
+  const { promise: exited, resolve } = Promise.withResolvers<Cause>();
+  const watch = setInterval(() => {
+    if (isAlive()) return;
+    clearInterval(watch);
+    const isVnc = processStart(vncPid) !== vncStart;
+    resolve({
+      code: isVnc ? "vnc-exited" : "logged-out",
+      detail: isVnc ? { code: null, signal: null } : {},
+    });
+  }, ADOPTED_POLL_MS);
+  const stop = async () => {
+    clearInterval(watch);
+    await endKept(mark, runtimeDir);
+  };
+  return { target, display, vnc, exited, stop };
 }
 
 const SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -1475,48 +2011,62 @@ function chooseXstartup(options: DesktopOptions): string | undefined {
 /** What xstartup exits with when no desktop is installed (EX_UNAVAILABLE of sysexits.h). */
 const NO_DESKTOP_EXIT = 69;
 
-function startSession(
-  options: DesktopOptions,
+/** Where the output of the desktop goes: to the tail through pipes, or with --keep to a file that outlives us. */
+function openLog({ keep, runtimeDir, tail }: DesktopOptions): number | "pipe" {
+  if (!keep) return "pipe";
+  const file = path.join(runtimeDir, "desktop.log");
+  tail.readFrom(file);
+  return fs.openSync(file, "a", 0o600);
+}
+
+/** Spawns a part of the desktop, in a process group of its own. */
+function spawnPart(
+  command: string[],
   env: Record<string, string>,
-): { exited: Promise<Cause> } {
+  { out, cwd }: { out: "pipe" | number; cwd: string },
+) {
+  return Bun.spawn(command, { env, cwd, stdio: ["ignore", out, out], detached: true });
+}
+
+function startSession(options: DesktopOptions, env: Record<string, string>, out: "pipe" | number) {
   const script = chooseXstartup(options);
+  const xstartup = script ?? "";
   const startedMs = Date.now();
-  let child: Subprocess<"ignore", "pipe", "pipe">;
   try {
     // The bundled script needs no file: it goes to sh as its -c.
     const command = script ? [script] : ["/bin/sh", "-c", bundledXstartup, "xstartup"];
-    const cwd = env.HOME ?? "/";
-    child = Bun.spawn(command, { env, cwd, stdio: ["ignore", "pipe", "pipe"], detached: true });
+    const child = spawnPart(command, env, { out, cwd: env.HOME ?? "/" });
+    void options.tail.follow(child.stdout, "desktop");
+    void options.tail.follow(child.stderr, "desktop");
+    const exited = child.exited.then((code): Cause => {
+      if (!script && code === NO_DESKTOP_EXIT)
+        return { code: "no-desktop", detail: { command: installCommand("desktop") } };
+      if (code === 0 && Date.now() - startedMs > QUICK_EXIT_MS)
+        return { code: "logged-out", detail: {} };
+      return { code: "desktop-exited", detail: { ...exitDetail(child, startedMs), xstartup } };
+    });
+    return { pid: child.pid, exited };
   } catch (error) {
-    const detail = {
-      code: null,
-      signal: null,
-      afterMs: 0,
-      xstartup: script ?? "",
-      error: errorText(error),
-    };
-    return { exited: Promise.resolve({ code: "desktop-exited", detail }) };
+    const detail = { code: null, signal: null, afterMs: 0, xstartup, error: errorText(error) };
+    return { pid: 0, exited: Promise.resolve({ code: "desktop-exited", detail }) };
   }
-  void options.tail.follow(child.stdout, "desktop");
-  void options.tail.follow(child.stderr, "desktop");
-  const exited = child.exited.then((code): Cause => {
-    if (!script && code === NO_DESKTOP_EXIT)
-      return { code: "no-desktop", detail: { command: installCommand("desktop") } };
-    if (code === 0 && Date.now() - startedMs > QUICK_EXIT_MS)
-      return { code: "logged-out", detail: {} };
-    return {
-      code: "desktop-exited",
-      detail: { ...exitDetail(child, startedMs), xstartup: script ?? "" },
-    };
-  });
-  return { exited };
 }
 
-/** The display number, when Xvnc has said it; a VncError when it ends or is silent instead. */
-async function displayNumber(
-  child: Subprocess<"ignore", "pipe", "pipe">,
-  startedMs: number,
-): Promise<string> {
+/** Starts Xvnc; its display number is known when it is up. A VncError when it ends or is silent instead. */
+async function startXvnc(xvnc: Xvnc, options: DesktopOptions, env: Record<string, string>) {
+  const startedMs = Date.now();
+  const err = openLog(options);
+  // The shell makes descriptor 3 of the pipe that we read, and then becomes Xvnc.
+  const child = Bun.spawn(
+    ["/bin/sh", "-c", 'exec "$@" 3>&1 1>&2', "sh", xvnc.file, ...xvncArgs(xvnc, options)],
+    {
+      env,
+      cwd: options.runtimeDir,
+      stdio: ["ignore", "pipe", err],
+      detached: true,
+    },
+  );
+  void options.tail.follow(child.stderr, "vnc");
   const timer = setTimeout(() => child.kill("SIGKILL"), XVNC_READY_TIMEOUT_MS);
   let said = "";
   for await (const chunk of child.stdout) {
@@ -1524,11 +2074,14 @@ async function displayNumber(
     if (said.includes("\n")) break;
   }
   clearTimeout(timer);
-  if (/^\d+\n/.test(said)) return `:${said.trim()}`;
-  await child.exited;
-  if (Date.now() - startedMs >= XVNC_READY_TIMEOUT_MS)
-    throw new VncError("vnc-timeout", { ms: XVNC_READY_TIMEOUT_MS });
-  throw new VncError("vnc-exited", exitDetail(child, startedMs));
+  const exited = child.exited.then((): Cause => ({
+    code: "vnc-exited",
+    detail: exitDetail(child, startedMs),
+  }));
+  if (/^\d+\n/.test(said)) return { pid: child.pid, display: `:${said.trim()}`, exited, out: err };
+  const { code, detail } = await exited;
+  if (Date.now() - startedMs < XVNC_READY_TIMEOUT_MS) throw new VncError(code, detail);
+  throw new VncError("vnc-timeout", { ms: XVNC_READY_TIMEOUT_MS });
 }
 
 /** Writes the display's cookie; returns the environment of all that may use it. */
@@ -1547,46 +2100,28 @@ function prepareDisplay(options: DesktopOptions, mark: string): Record<string, s
  * @throws VncError
  */
 export async function launchDesktop(options: DesktopOptions): Promise<Running> {
-  const { runtimeDir, tail } = options;
+  const { runtimeDir, keep } = options;
+  const adopted = keep ? await adoptKept(options) : undefined;
+  if (adopted) return adopted;
   const xvnc = await findXvnc(`${options.env.PATH ?? ""}:${SYSTEM_PATH}`);
   if (!xvnc) throw new VncError("no-vnc-server", { command: installCommand("vnc", "desktop") });
-  const mark = randomBytes(12).toString("hex");
-  const { stop } = startReaper(mark, runtimeDir);
+  const mark = randomBytes(MARK_BYTES).toString("hex");
+  const { stop } = startReaper(mark, options);
   try {
     const env = prepareDisplay(options, mark);
-    const startedMs = Date.now();
-    // The shell makes descriptor 3 of the pipe that we read and then becomes Xvnc.
-    const command = [
-      "/bin/sh",
-      "-c",
-      'exec "$@" 3>&1 1>&2',
-      "sh",
-      xvnc.file,
-      ...xvncArgs(xvnc, options),
-    ];
-    const child = Bun.spawn(command, {
-      env,
-      cwd: runtimeDir,
-      stdio: ["ignore", "pipe", "pipe"],
-      detached: true,
-    });
-    void tail.follow(child.stderr, "vnc");
-    const display = await displayNumber(child, startedMs);
-    const session = startSession(options, { ...env, DISPLAY: display });
-    const vncExited = child.exited.then(() => ({
-      code: "vnc-exited",
-      detail: exitDetail(child, startedMs),
-    }));
-    return {
-      target: { kind: "unix", path: path.join(runtimeDir, "vnc.sock") },
-      display,
-      vnc: `${xvnc.kind} ${xvnc.version}`.trim(),
-      exited: Promise.race([vncExited, session.exited]),
-      stop,
-    };
+    const server = await startXvnc(xvnc, options, env);
+    const { display } = server;
+    const session = startSession(options, { ...env, DISPLAY: display }, server.out);
+    if (typeof server.out === "number") fs.closeSync(server.out);
+    const vnc = `${xvnc.kind} ${xvnc.version}`.trim();
+    const starts = { vncStart: processStart(server.pid), sessionStart: processStart(session.pid) };
+    const kept = { mark, display, vnc, vncPid: server.pid, sessionPid: session.pid, ...starts };
+    if (keep) fs.writeFileSync(keptFile(runtimeDir), JSON.stringify(kept), { mode: 0o600 });
+    const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
+    return { target, display, vnc, exited: Promise.race([server.exited, session.exited]), stop };
   } catch (error) {
     await stop();
-    throw error;
+    throw error instanceof VncError ? error : placeError(runtimeDir, error);
   }
 }
 
@@ -1610,8 +2145,8 @@ export async function launchCommand(
   target: Target,
   options: DesktopOptions,
 ): Promise<Running> {
-  const mark = randomBytes(12).toString("hex");
-  const { stop } = startReaper(mark, options.runtimeDir);
+  const mark = randomBytes(MARK_BYTES).toString("hex");
+  const { stop } = startReaper(mark, options);
   const startedMs = Date.now();
   // The user's environment but for our secrets: the command may be for the display of this very session.
   const {
@@ -1652,6 +2187,16 @@ export async function launchCommand(
   throw new VncError("vnc-exited", { ...exitDetail(child, startedMs), command });
 }
 
+/** Where the directories of this user's servers may be, the best first. */
+function runtimePlaces(env: NodeJS.ProcessEnv): string[] {
+  const own = `jupyter-desktop-${process.getuid?.() ?? 0}`;
+  const inTmp = [env.TMPDIR, "/tmp"].flatMap((tmp) => (tmp ? [path.join(tmp, own)] : []));
+  return [
+    ...(env.XDG_RUNTIME_DIR ? [path.join(env.XDG_RUNTIME_DIR, "jupyter-desktop")] : []),
+    ...new Set(inTmp),
+  ];
+}
+
 /**
  * The directory of this server's sockets, cookie and state: the same after a restart, private, and short enough for
  * a socket's path.
@@ -1659,12 +2204,7 @@ export async function launchCommand(
  */
 export function chooseRuntimeDir(name: string, env: NodeJS.ProcessEnv): string {
   const uid = process.getuid?.() ?? 0;
-  const places = [
-    ...(env.XDG_RUNTIME_DIR ? [path.join(env.XDG_RUNTIME_DIR, "jupyter-desktop")] : []),
-    ...[env.TMPDIR, "/tmp"].flatMap((tmp) =>
-      tmp ? [path.join(tmp, `jupyter-desktop-${uid}`)] : [],
-    ),
-  ];
+  const places = runtimePlaces(env);
   let problem: VncError | undefined;
   for (const place of places) {
     const dir = path.join(place, name);
@@ -1677,7 +2217,9 @@ export function chooseRuntimeDir(name: string, env: NodeJS.ProcessEnv): string {
         throw new Error("it is not a private directory of this user (mode 0700)");
       }
       fs.mkdirSync(dir, { mode: 0o700, recursive: true });
-      fs.accessSync(dir, fs.constants.W_OK);
+      const probe = path.join(dir, "probe");
+      fs.writeFileSync(probe, "x".repeat(4096)); // a full disk takes names, but no content
+      fs.rmSync(probe);
       return dir;
     } catch (error) {
       problem ??= placeError(place, error);
@@ -1872,6 +2414,7 @@ async function upgrade(
   c: Context<Env>,
   { supervisor, bridge, vncPassword, log }: AppOptions,
 ): Promise<Response> {
+  if (bridge.full) return c.text("The desktop has as many viewers as it may have.\n", 503);
   const target = await supervisor.ready();
   if (!target)
     return c.text(
@@ -2218,13 +2761,21 @@ async function loadAssets(): Promise<ViewerAssets> {
 const usesToken = (config: Config) =>
   config.auth === "token" || (config.auth === "auto" && config.unixSocket === undefined);
 
-/** What launches the VNC server that the configuration asks for. */
-function chooseLaunch(config: Config, options: DesktopOptions): () => Promise<Running> {
-  const own: Target = { kind: "unix", path: path.join(options.runtimeDir, "vnc.sock") };
-  const target = config.vnc.kind === "auto" ? own : config.vnc;
-  const { vncCommand } = config;
-  if (vncCommand !== undefined) return () => launchCommand(vncCommand, target, options);
-  return config.vnc.kind === "auto" ? () => launchDesktop(options) : attach(config.vnc);
+/**
+ * What launches the VNC server that the configuration asks for. The directory is chosen at each launch: that it cannot
+ * be written is then a cause which the page shows, and not the end of the server.
+ */
+function chooseLaunch(config: Config, { env, tail, name }: Served): () => Promise<Running> {
+  const { vnc, vncCommand } = config;
+  if (vnc.kind !== "auto" && vncCommand === undefined) return attach(vnc);
+  return async () => {
+    const { geometry, vncArg: vncArgs, xstartup, keep } = config;
+    const runtimeDir = chooseRuntimeDir(name, env);
+    const options = { runtimeDir, geometry, vncArgs, xstartup, env, tail, keep };
+    if (vncCommand === undefined) return launchDesktop(options);
+    const own: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
+    return launchCommand(vncCommand, vnc.kind === "auto" ? own : vnc, options);
+  };
 }
 
 /** A socket file that a killed server left behind is removed; a live one is not. */
@@ -2240,28 +2791,31 @@ async function clearStaleSocket(file: string): Promise<void> {
 
 type Fetch = (request: Request, server: Server<Session>) => Response | Promise<Response>;
 
-async function listen(config: Config, fetch: Fetch): Promise<Server<Session>> {
-  const common = { fetch, websocket: Bridge.websocket };
-  if (config.unixSocket === undefined) {
-    try {
-      return Bun.serve({ ...common, hostname: config.host, port: config.port });
-    } catch (error) {
-      const where = joinHostPort(config.host, config.port);
-      if (errorCode(error) !== "EADDRINUSE")
-        throw new Error(`cannot listen on ${where}: ${errorText(error)}`);
-      throw new Error(
-        `another program listens on ${where}: stop it, or add --port 0 to take a free port`,
-      );
-    }
-  }
-  await clearStaleSocket(config.unixSocket);
-  const umask = process.umask(0o177); // the socket is private from its first moment
+/** Listens on a unix socket that only this user can open, from its first moment. */
+async function listenUnix(file: string, fetch: Fetch): Promise<Server<Session>> {
+  await clearStaleSocket(file);
+  const umask = process.umask(0o177);
   try {
-    return Bun.serve({ ...common, unix: config.unixSocket });
+    return Bun.serve({ fetch, websocket: Bridge.websocket, unix: file });
   } catch (error) {
-    throw new Error(`cannot listen on ${config.unixSocket}: ${errorText(error)}`);
+    throw new Error(`cannot listen on ${file}: ${errorText(error)}`);
   } finally {
     process.umask(umask);
+  }
+}
+
+async function listen(config: Config, fetch: Fetch): Promise<Server<Session>> {
+  const { unixSocket, host: hostname, port } = config;
+  if (unixSocket !== undefined) return listenUnix(unixSocket, fetch);
+  try {
+    return Bun.serve({ fetch, websocket: Bridge.websocket, hostname, port });
+  } catch (error) {
+    const where = joinHostPort(hostname, port);
+    if (errorCode(error) !== "EADDRINUSE")
+      throw new Error(`cannot listen on ${where}: ${errorText(error)}`);
+    throw new Error(
+      `another program listens on ${where}: stop it, or add --port 0 to take a free port`,
+    );
   }
 }
 
@@ -2285,22 +2839,16 @@ function announce(config: Config, url: URL, env: NodeJS.ProcessEnv): void {
   }
 }
 
-/** Resolves with 0 at the first signal that asks to stop; a second one ends the process at once. */
-function untilSignal(): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
+/** Calls `stop` at the first signal that asks to stop; a second one ends the process at once. */
+function onStopSignal(stop: () => void): void {
   let asked = false;
-  for (const [signal, number] of [
-    ["SIGINT", 2],
-    ["SIGTERM", 15],
-    ["SIGHUP", 1],
-  ] as const) {
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     process.on(signal, () => {
-      if (asked) process.exit(128 + number);
+      if (asked) process.exit(128 + os.constants.signals[signal]);
       asked = true;
-      resolve();
+      stop();
     });
   }
-  return promise;
 }
 
 /** Tells the viewers of a desktop that went down why, in a close code. */
@@ -2311,61 +2859,190 @@ function closeViewers(supervisor: Supervisor, bridge: Bridge): void {
   if (state === "failed") bridge.closeAll(CLOSE.gaveUp, cause ?? "");
 }
 
+/** What the serve command works with. */
+interface Served {
+  readonly env: NodeJS.ProcessEnv;
+  readonly log: Log;
+  readonly tail: LogTail;
+  readonly name: string;
+}
+
+/** Stops a desktop that nobody has seen or touched for long; `stopped` is called then. */
+function watchIdle(idleMs: number, bridge: Bridge, stopped: () => void): void {
+  if (idleMs === 0) return;
+  let since = Date.now();
+  bridge.onChange(() => {
+    since = Date.now();
+  });
+  const check = () => {
+    if (bridge.size > 0 || Date.now() - Math.max(since, bridge.lastInputMs) < idleMs) return;
+    since = Date.now();
+    stopped();
+  };
+  setInterval(check, Math.min(idleMs, HEARTBEAT_MS));
+}
+
+/**
+ * The token: given, or kept by an earlier server of this name so that its pages come back, or a new one.
+ * undefined when none is needed.
+ */
+function chooseToken(
+  config: Config,
+  { env, name }: Pick<Served, "env" | "name">,
+): string | undefined {
+  if (!usesToken(config)) return undefined;
+  if (config.token !== undefined) return config.token;
+  const fresh = randomBytes(TOKEN_BYTES).toString("base64url");
+  if (!config.keep) return fresh;
+  const file = path.join(chooseRuntimeDir(name, env), "token");
+  if (!fs.existsSync(file)) fs.writeFileSync(file, fresh, { mode: 0o600 });
+  return fs.readFileSync(file, "utf8");
+}
+
+/** A second listener of this server, private to its user, for the status and stop commands. */
+async function listenControl(
+  { env, name, log }: Served,
+  fetch: Fetch,
+): Promise<Server<Session> | undefined> {
+  try {
+    return await listenUnix(path.join(chooseRuntimeDir(name, env), "control.sock"), fetch);
+  } catch (error) {
+    log("warn", "no control socket: the status and stop commands will not find this server", {
+      error: errorText(error),
+    });
+    return undefined;
+  }
+}
+
 /** The serve command: until a signal. */
 async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
-  const stopped = untilSignal(); // first of all: as PID 1 a signal without a handler is ignored
-  const token = usesToken(config)
-    ? (config.token ?? randomBytes(TOKEN_BYTES).toString("base64url"))
-    : undefined;
-  const secrets = [token, config.vncPassword].flatMap((secret) => secret || []);
-  const log = createLog(config.logLevel, secrets, (line) => process.stderr.write(line));
+  const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
+  onStopSignal(stop); // first of all: as PID 1 a signal without a handler is ignored
   const assets = await loadAssets();
-  const allowOrigins = config.allowOrigin;
   let handler: Fetch = () => new Response("starting\n", { status: 503 });
   const server = await listen(config, (request, self) => handler(request, self));
-  const place = config.unixSocket
-    ? `unix-${createHash("sha256").update(config.unixSocket).digest("hex").slice(0, 12)}`
-    : `tcp-${config.host}-${server.port}`;
+  const name = config.name ?? defaultName(config, server.port ?? 0);
+  const token = chooseToken(config, { env, name });
+  const secrets = [token, config.vncPassword].flatMap((secret) => secret || []);
+  const log = createLog(config.logLevel, secrets, (line) => process.stderr.write(line));
   const tail = new LogTail(log);
-  const runtimeDir = chooseRuntimeDir(place, env);
-  const options = {
-    runtimeDir,
-    geometry: config.geometry,
-    vncArgs: config.vncArg,
-    xstartup: config.xstartup,
-    env,
-    tail,
-  };
-  const supervisor = new Supervisor(chooseLaunch(config, options), tail, log);
-  const bridge = new Bridge(log);
+  const served = { env, log, tail, name };
+  const { maxSize: sizeLimit, maxViewers, idleDisconnect: idleDisconnectMs } = config;
+  const supervisor = new Supervisor(chooseLaunch(config, served), tail, log);
+  const bridge = new Bridge(log, { sizeLimit, maxViewers, idleDisconnectMs });
   supervisor.onChange(() => closeViewers(supervisor, bridge));
-  const app = createApp({
-    baseUrl: config.baseUrl,
+  watchIdle(config.idleStop, bridge, () => {
+    void supervisor.stop("idle").then(() => config.idleExit && stop());
+  });
+  const allowOrigins = config.allowOrigin;
+  const common = {
     title: "Desktop",
-    policy:
-      token === undefined ? { kind: "open", allowOrigins } : { kind: "token", token, allowOrigins },
     cookieName: `jupyter-desktop-${server.port ?? "unix"}`, // a browser sends cookies to all ports of a host
     vncPassword: config.vncPassword,
     assets,
     supervisor,
     bridge,
     log,
-  });
+  };
+  const policy: AuthPolicy =
+    token === undefined ? { kind: "open", allowOrigins } : { kind: "token", token, allowOrigins };
+  const app = createApp({ ...common, baseUrl: config.baseUrl, policy });
   handler = (request, self) => app.fetch(request, { server: self });
+  const controlApp = createApp({
+    ...common,
+    baseUrl: "/",
+    policy: { kind: "open", allowOrigins: [] },
+  });
+  const control = await listenControl(served, (request, self) =>
+    controlApp.fetch(request, { server: self }),
+  );
   if (config.start === "now") void supervisor.start();
   const url = new URL(`http://${joinHostPort(config.host, server.port ?? 0)}${config.baseUrl}`);
-  if (token !== undefined) url.searchParams.set("token", token);
   if (token === undefined && !config.unixSocket)
     log("warn", "no authentication: whoever reaches this address has the desktop", {
       address: url.host,
     });
+  if (token !== undefined) url.searchParams.set("token", token);
   announce(config, url, env);
   await stopped;
   bridge.closeAll(CLOSE.goingDown, "the server goes down");
-  await server.stop(true);
+  await Promise.all([server.stop(true), control?.stop(true)]);
   await supervisor.stop();
-  fs.rmSync(runtimeDir, { recursive: true, force: true });
+  removeRuntimeDir(name, env);
   return 0;
+}
+
+/** The name by which a server of this address is found again. */
+const defaultName = ({ unixSocket, host }: Config, port: number) =>
+  unixSocket === undefined
+    ? `tcp-${host}-${port}`.replaceAll(":", "_")
+    : `unix-${createHash("sha256").update(unixSocket).digest("hex").slice(0, 12)}`;
+
+function removeRuntimeDir(name: string, env: NodeJS.ProcessEnv): void {
+  for (const place of runtimePlaces(env)) {
+    fs.rmSync(path.join(place, name), { recursive: true, force: true });
+  }
+}
+
+/** Asks the server of a directory; undefined when none runs there. */
+async function askServer(dir: string, action: "status" | "stop"): Promise<string | undefined> {
+  try {
+    const response = await fetch(`http://localhost/desktop/api/${action}`, {
+      unix: path.join(dir, "control.sock"),
+      method: action === "stop" ? "POST" : "GET",
+    });
+    const { state, cause, display, viewers } = (await response.json()) as VncStatus & {
+      viewers: number;
+    };
+    const more = [cause && `cause ${cause}`, display && `display ${display}`].filter(Boolean);
+    return [state, `${viewers} viewers`, ...more].join(", ");
+  } catch {
+    return undefined; // nobody listens: the server was killed
+  }
+}
+
+/** The directories of this user's servers, and what is there: a server, or a desktop that a killed one left. */
+async function findServers(config: Config, env: NodeJS.ProcessEnv) {
+  const dirs = runtimePlaces(env).flatMap((place) =>
+    isDir(place) ? fs.readdirSync(place).map((name) => path.join(place, name)) : [],
+  );
+  const named = dirs.filter(
+    (dir) => config.name === undefined || path.basename(dir) === config.name,
+  );
+  const asked = named.map(async (dir) => {
+    const status = await askServer(dir, "status");
+    const kept = status === undefined ? readKept(dir) : undefined;
+    return {
+      dir,
+      name: path.basename(dir),
+      kept,
+      status: status ?? (kept && "no server, but the desktop that it kept"),
+    };
+  });
+  return (await Promise.all(asked)).filter(({ status }) => status !== undefined);
+}
+
+/** The status and stop commands. Returns the exit code. */
+async function control(
+  config: Config,
+  env: NodeJS.ProcessEnv,
+  say: (line: string) => void,
+): Promise<number> {
+  const found = await findServers(config, env);
+  if (found.length === 0) say("No server of this user, or of this name, runs here.");
+  else if (config.command === "status")
+    for (const { name, status } of found) say(`${name}: ${status}`);
+  else if (found.length > 1)
+    say(
+      `Several servers run here: choose one with --name ${found.map(({ name }) => name).join(" or ")}`,
+    );
+  else {
+    for (const { dir, name, kept } of found) {
+      const after = kept ? await endKept(kept.mark, dir) : await askServer(dir, "stop");
+      say(`${name}: ${after ?? "ended"}`);
+    }
+  }
+  return found.length === 0 || (config.command === "stop" && found.length > 1) ? 1 : 0;
 }
 
 /** Runs the command line; resolves with the exit code. */
@@ -2389,6 +3066,11 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     const config = loadConfig(argv, env);
     if (config.command === "setup") return await setup(config, env, console.error);
     if (config.command === "doctor") return await doctor(env, console.log);
+    if (config.command !== "serve") return await control(config, env, console.log);
+    if (config.keep && process.pid === 1)
+      throw new UsageError([
+        "--keep: a container ends with its first process, so that nothing can be kept",
+      ]);
     return await serve(config, env);
   } catch (error) {
     if (error instanceof UsageError) {
