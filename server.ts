@@ -7,7 +7,7 @@
  *   bunx jupyter-desktop setup      install a VNC server and a desktop
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
  *
- * Map: limits, config, pure helpers, log, auth, rfb, bridge, vnc, routes, setup, doctor, main.
+ * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, routes, setup, doctor, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
  *   argv + env -> loadConfig -> Config -> main -> Supervisor, Bridge -> createApp -> Bun.serve
@@ -17,13 +17,17 @@
  */
 import { createCipheriv, createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import * as fs from "node:fs";
+import { isIP } from "node:net";
 import * as os from "node:os";
 import * as path from "node:path";
 import { parseArgs } from "node:util";
 import { brotliDecompressSync, gzipSync } from "node:zlib";
 import type { Server, ServerWebSocket, Socket, SocketHandler, Subprocess } from "bun";
 import { type Context, Hono, type MiddlewareHandler } from "hono";
+import { accepts } from "hono/accepts";
+import { bodyLimit } from "hono/body-limit";
 import { getCookie, setCookie } from "hono/cookie";
+import { HTTPException } from "hono/http-exception";
 import { secureHeaders } from "hono/secure-headers";
 import { streamSSE } from "hono/streaming";
 import { z } from "zod";
@@ -60,6 +64,7 @@ const GIVE_UP_WINDOW_MS = 120_000;
 const QUICK_EXIT_MS = 5_000; // an xstartup that ends well this fast was put into the background by its author
 const LOG_TAIL_LINES = 40;
 const LOG_LINE_CHARS = 500;
+const MAX_FORM_BYTES = 4_096; // of the log-in form, which strangers may send
 const MARK_BYTES = 12;
 const ADOPTED_POLL_MS = 500; // how late the end of a desktop of an earlier server is seen
 const MAX_LOG_BYTES = 1 << 20; // of a kept desktop's file
@@ -77,8 +82,7 @@ const RFB_GREETING_BYTES = 12;
 const NO_AUTH = 1; // security types of RFC 6143, 7.1.2
 const VNC_AUTH = 2;
 
-// --- config ---
-// One table; the parser, the environment look-up, --help and the README's table come from it.
+// --- pure helpers ---
 
 /** The largest desktop that a viewer may ask for: memory of the X server grows with it. */
 export interface SizeLimit {
@@ -90,6 +94,73 @@ export interface SizeLimit {
 /** Where a VNC server listens. */
 export type Target = { kind: "unix"; path: string } | { kind: "tcp"; host: string; port: number };
 type VncChoice = { kind: "auto" } | Target;
+
+/** `auto`, `unix:/path` or `tcp:host:port` (an IPv6 host in brackets); undefined for anything else. */
+export function parseTarget(value: string): VncChoice | undefined {
+  if (value === "auto") return { kind: "auto" };
+  const unix = /^unix:(\/.+)$/.exec(value)?.[1];
+  if (unix) return { kind: "unix", path: unix };
+  const tcp = /^tcp:(?:\[([\da-fA-F:.]+)\]|([\w.-]+)):(\d{1,5})$/.exec(value);
+  const host = tcp?.[1] ?? tcp?.[2];
+  const port = Number(tcp?.[3]);
+  return host && port >= 1 && port <= 65_535 ? { kind: "tcp", host, port } : undefined;
+}
+
+const targetText = (target: Target) =>
+  target.kind === "unix" ? `unix:${target.path}` : `tcp:${joinHostPort(target.host, target.port)}`;
+
+const joinHostPort = (host: string, port: number) =>
+  `${host.includes(":") ? `[${host}]` : host}:${port}`;
+
+export const escapeHtml = (value: string) =>
+  value.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
+
+/**
+ * Fills {{name}} in a page, escaped.
+ * @throws Error for a name without a value, so that no page is served with a hole in it.
+ */
+export function renderPage(template: string, values: Readonly<Record<string, string>>): string {
+  return template.replace(/\{\{(\w+)\}\}/g, (_, name: string) => {
+    const value = values[name];
+    if (value === undefined) throw new Error(`page template: no value for "${name}"`);
+    return escapeHtml(value);
+  });
+}
+
+/** Equal strings? In a time that does not depend on where they differ. */
+export function safeEqual(left: string, right: string): boolean {
+  const digest = (value: string) => createHash("sha256").update(value).digest();
+  return timingSafeEqual(digest(left), digest(right));
+}
+
+/** Time to wait before try number `attempt` (from 1), in ms. */
+export const backoffMs = (attempt: number) =>
+  Math.min(RETRY_FIRST_MS * 2 ** (attempt - 1), RETRY_MAX_MS);
+
+export const isRfbGreeting = (bytes: Uint8Array) =>
+  RFB_GREETING.test(Buffer.from(bytes).toString("latin1"));
+
+const errorText = (error: unknown) => (error instanceof Error ? error.message : String(error));
+
+const errorCode = (error: unknown) =>
+  error instanceof Error && "code" in error && typeof error.code === "string"
+    ? error.code
+    : undefined;
+
+/**
+ * A VncAuth answer (RFC 6143, 7.2.2): the 16-byte challenge, DES-encrypted with the first 8 bytes of the password,
+ * the bits of each key byte in reverse, as every VNC server has them.
+ */
+export function vncAuthResponse(password: string, challenge: Uint8Array): Buffer {
+  const key = Buffer.alloc(8);
+  key.set(Buffer.from(password, "latin1").subarray(0, 8));
+  for (const [i, byte] of key.entries())
+    key[i] = Number.parseInt(byte.toString(2).padStart(8, "0").split("").reverse().join(""), 2);
+  return createCipheriv("des-ecb", key, null).setAutoPadding(false).update(challenge);
+}
+
+// --- config ---
+// One table; the parser, the environment look-up, --help and the README's table come from it.
 
 interface OptionSpec {
   readonly type: z.ZodType;
@@ -157,11 +228,8 @@ export const OPTIONS = {
   baseUrl: {
     type: z
       .string()
-      .transform((value) => `/${value}/`.replace(/\/{2,}/g, "/"))
-      .refine(
-        (value) => /^[\w\-.~%!$&'()*+,;=:@/]+$/.test(value),
-        "must be a URL path such as /desk/",
-      ),
+      .regex(/^(?!.*:\/)[\w\-.~%!$&'()+,=:@/]+$/, "must be a URL path such as /desk/")
+      .transform((value) => `/${value}/`.replace(/\/{2,}/g, "/")),
     group: "Listen",
     hint: "PATH",
     default: "/",
@@ -207,7 +275,10 @@ export const OPTIONS = {
   geometry: {
     type: z
       .string()
-      .regex(/^[1-9]\d{1,4}x[1-9]\d{1,4}$/, "must be WIDTHxHEIGHT such as 1680x1050")
+      .regex(/^[1-9]\d{1,4}x[1-9]\d{1,4}$/, {
+        error: "must be WIDTHxHEIGHT such as 1680x1050",
+        abort: true,
+      })
       .refine(
         (value) => value.split("x").every((side) => Number(side) <= 16_384),
         "must be at most 16384x16384",
@@ -306,7 +377,13 @@ export const OPTIONS = {
   },
   allowOrigin: {
     type: z.array(
-      z.string().regex(/^https?:\/\/[^/\s]+$/, "must be an origin such as https://lab.example.org"),
+      z
+        .string()
+        .refine(
+          (value) => /^https?:\/\/[^/\s]+$/i.test(value) && URL.canParse(value),
+          "must be an origin such as https://lab.example.org",
+        )
+        .transform((value) => new URL(value).origin),
     ),
     group: "Security",
     hint: "ORIGIN",
@@ -349,6 +426,9 @@ export class UsageError extends Error {
 const kebab = (name: string) => name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 const envName = (name: string) =>
   `JUPYTER_DESKTOP_${kebab(name).replaceAll("-", "_").toUpperCase()}`;
+/** An option by both its names, for messages. */
+const both = (name: OptionName) =>
+  name === "token" ? envName(name) : `--${kebab(name)} (${envName(name)})`;
 const isSwitch = (spec: OptionSpec) => !spec.hint && !spec.envOnly;
 const specs = Object.entries(OPTIONS) as [OptionName, OptionSpec][];
 
@@ -357,38 +437,62 @@ interface RawOption {
   readonly from: string;
 }
 
+/** The table in the form that node:util's parseArgs takes. */
+const parserOptions = Object.fromEntries(
+  specs.map(([name, { hint, envOnly, short }]) => [
+    kebab(name),
+    { type: hint || envOnly ? "string" : "boolean", ...(short ? { short } : {}) } as const,
+  ]),
+);
+
 function readFlags(argv: readonly string[], problems: string[]) {
   const given = new Map<string, RawOption>();
-  const flags = specs.filter(([, spec]) => !spec.envOnly);
-  const byFlag = new Map(flags.map(([name, spec]) => [kebab(name), { name, spec }]));
+  const byFlag = new Map(specs.map(([name, spec]) => [kebab(name), { name, spec }]));
   const { tokens } = parseArgs({
     args: [...argv],
     strict: false,
     tokens: true,
-    options: Object.fromEntries(
-      flags.map(([name, { short, hint }]) => [
-        kebab(name),
-        { type: hint ? "string" : "boolean", ...(short ? { short } : {}) } as const,
-      ]),
-    ),
+    options: parserOptions,
   });
-  /** Notes one flag; returns what is wrong with it. */
-  const take = (rawName: string, name: string, text: string | undefined): string[] => {
-    const negated = name.startsWith("no-");
-    const entry = byFlag.get(negated ? name.slice(3) : name);
-    if (!entry || (negated && entry.spec.hint)) return [`${rawName}: there is no such option`];
-    const value = text ?? (entry.spec.hint ? undefined : String(!negated));
-    if (value === undefined) return [`${rawName}: needs a value (${entry.spec.hint})`];
-    const list = [...(given.get(entry.name)?.value ?? []), value];
-    given.set(entry.name, { value: entry.spec.multiple ? list : value, from: rawName });
-    return [];
-  };
   const words: string[] = [];
   for (const token of tokens) {
     if (token.kind === "positional") words.push(token.value);
-    if (token.kind === "option") problems.push(...take(token.rawName, token.name, token.value));
+    if (token.kind !== "option") continue;
+    const negated = token.name.startsWith("no-");
+    const entry = byFlag.get(negated ? token.name.slice(3) : token.name);
+    const problem = flagProblem(token, negated, entry?.spec);
+    if (problem) problems.push(problem);
+    if (problem || !entry) continue;
+    const value = token.value ?? String(!negated);
+    const list = [...(given.get(entry.name)?.value ?? []), value];
+    given.set(entry.name, { value: entry.spec.multiple ? list : value, from: token.rawName });
   }
   return { given, words };
+}
+
+interface FlagToken {
+  readonly rawName: string;
+  readonly name: string;
+  readonly value: string | undefined;
+  readonly inlineValue: boolean | undefined;
+}
+
+/** What is wrong with one flag as it was written. */
+function flagProblem(
+  token: FlagToken,
+  negated: boolean,
+  spec: OptionSpec | undefined,
+): string | undefined {
+  const { rawName, name, value, inlineValue } = token;
+  if (!spec || (negated && (spec.hint || inlineValue)))
+    return `${rawName}: there is no such option`;
+  if (spec.envOnly)
+    return `${rawName}: everyone sees it in the list of processes; set ${envName(name)} instead`;
+  // "--xstartup --open" has forgotten the file: it does not mean one of the name --open.
+  const forgot = value === undefined || (!inlineValue && value.startsWith("--"));
+  return spec.hint && forgot
+    ? `--${name} (${envName(name)}): needs a value (${spec.hint})`
+    : undefined;
 }
 
 function readEnv(env: NodeJS.ProcessEnv, given: Map<string, RawOption>) {
@@ -398,48 +502,62 @@ function readEnv(env: NodeJS.ProcessEnv, given: Map<string, RawOption>) {
       const value = key && env[key];
       if (!value || given.has(name)) continue;
       given.set(name, {
-        value: spec.multiple ? value.split(/[\s,]+/).filter(Boolean) : value,
+        value: spec.multiple ? value.split(/\s+/).filter(Boolean) : value,
         from: key,
       });
     }
   }
 }
 
-/** Rules that hold between options; `given` tells a choice from a default. */
-function crossCheck(config: Config, given: ReadonlyMap<string, RawOption>): string[] {
-  const from = (name: string) => given.get(name)?.from ?? `--${kebab(name)}`;
-  const attached = config.vnc.kind !== "auto" || config.vncCommand !== undefined;
-  const rules: [boolean, string][] = [
+type Given = ReadonlyMap<string, RawOption>;
+type Rule = [broken: boolean, problem: string];
+
+/** Rules between the options of who may come in, and where. */
+function accessRules({ unixSocket, auth, allowNoAuth }: Partial<Config>, given: Given): Rule[] {
+  const byFlag = (name: OptionName) => given.get(name)?.from.startsWith("-") ?? false;
+  // A flag wins over the variable of another option too: a container may set JUPYTER_DESKTOP_PORT for all.
+  const clashes = (name: OptionName) => given.has(name) && byFlag(name) === byFlag("unixSocket");
+  return [
+    ...(["port", "host"] as const).map((name): Rule => [
+      unixSocket !== undefined && clashes(name),
+      `${both("unixSocket")}: cannot be combined with ${both(name)}`,
+    ]),
     [
-      config.unixSocket !== undefined && (given.has("port") || given.has("host")),
-      `${from("unixSocket")}: cannot be combined with ${from(given.has("port") ? "port" : "host")}`,
+      auth === "none" && unixSocket === undefined && !allowNoAuth,
+      `${both("auth")}: "none" on a TCP address lets in every user of this machine; add ${both("allowNoAuth")} if that is meant`,
     ],
-    [
-      config.auth === "none" && config.unixSocket === undefined && !config.allowNoAuth,
-      `${from("auth")}: "none" on a TCP address lets in every user of this machine; add --allow-no-auth (${envName("allowNoAuth")}=true) if that is meant`,
-    ],
-    [
-      config.auth === "none" && given.has("tokenFile"),
-      `${from("tokenFile")}: is of no use with ${from("auth")} none`,
-    ],
+    ...(["token", "tokenFile"] as const).map((name): Rule => [
+      auth === "none" && given.has(name),
+      `${both(name)}: is of no use with ${both("auth")} none`,
+    ]),
     [
       given.has("tokenFile") && given.has("token"),
-      `${from("tokenFile")}: cannot be combined with ${envName("token")}`,
+      `${both("tokenFile")}: cannot be combined with ${both("token")}`,
     ],
+  ];
+}
+
+/** Rules between the options of the desktop: what cannot be done with somebody else's VNC server is no silence. */
+function desktopRules(
+  { vnc, vncCommand, idleExit, idleStop }: Partial<Config>,
+  given: Given,
+): Rule[] {
+  const attached = vncCommand !== undefined || (vnc !== undefined && vnc.kind !== "auto");
+  const attachedBy = vncCommand === undefined ? both("vnc") : both("vncCommand");
+  return [
     [
-      config.idleExit && config.idleStop === 0,
-      `${from("idleExit")}: needs ${from("idleStop")} with a time, such as 2h`,
+      idleExit === true && idleStop === 0,
+      `${both("idleExit")}: needs ${both("idleStop")} with a time, such as 2h`,
     ],
-    ...(["xstartup", "geometry", "vncArg", "keep"] as const).map((name): [boolean, string] => [
+    ...(["xstartup", "geometry", "vncArg", "keep"] as const).map((name): Rule => [
       attached && given.has(name),
-      `${from(name)}: works only with the VNC server that jupyter-desktop starts itself, not with ${from(config.vnc.kind === "auto" ? "vncCommand" : "vnc")}`,
+      `${both(name)}: works only with the VNC server that jupyter-desktop starts itself, not with ${attachedBy}`,
     ]),
     [
       !attached && given.has("vncPasswordFile"),
-      `${from("vncPasswordFile")}: works only with ${from("vnc")} unix:/path or tcp:host:port; the VNC server that jupyter-desktop starts has no password, it has a private socket`,
+      `${both("vncPasswordFile")}: works only with ${both("vnc")} unix:/path or tcp:host:port; the VNC server that jupyter-desktop starts has no password, it has a private socket`,
     ],
   ];
-  return rules.filter(([broken]) => broken).map(([, problem]) => problem);
 }
 
 /** The checked value of one option, or undefined when it has none or a wrong one. */
@@ -452,9 +570,8 @@ function parseOption(
   if (value === undefined) return undefined;
   const result = spec.type.safeParse(value);
   if (result.success) return result.data;
-  const names = spec.envOnly ? envName(name) : `--${kebab(name)} (${envName(name)})`;
   const shown = spec.envOnly ? "" : `, not "${[value].flat().join(" ")}"`;
-  problems.push(...result.error.issues.map((issue) => `${names}: ${issue.message}${shown}`));
+  problems.push(...result.error.issues.map((issue) => `${both(name)}: ${issue.message}${shown}`));
   return undefined;
 }
 
@@ -469,10 +586,10 @@ function readSecret(
     const secret = fs.readFileSync(file, "utf8").split("\n", 1)[0]?.trim() ?? "";
     if (name === "vncPasswordFile" || secret.length >= MIN_TOKEN_CHARS) return secret;
     problems.push(
-      `--${kebab(name)} (${envName(name)}): the token in ${file} must have at least ${MIN_TOKEN_CHARS} characters`,
+      `${both(name)}: the token in ${file} must have at least ${MIN_TOKEN_CHARS} characters`,
     );
   } catch (error) {
-    problems.push(`--${kebab(name)} (${envName(name)}): cannot read ${file}: ${errorText(error)}`);
+    problems.push(`${both(name)}: cannot read ${file}: ${errorText(error)}`);
   }
   return undefined;
 }
@@ -497,7 +614,8 @@ export function loadConfig(argv: readonly string[], env: NodeJS.ProcessEnv): Con
   const token = values.token ?? readSecret("tokenFile", values.tokenFile, problems);
   const vncPassword = readSecret("vncPasswordFile", values.vncPasswordFile, problems);
   const config: Config = { ...values, command, token, vncPassword };
-  if (problems.length === 0) problems.push(...crossCheck(config, given));
+  const rules = [...accessRules(config, given), ...desktopRules(config, given)];
+  problems.push(...rules.filter(([broken]) => broken).map(([, problem]) => problem));
   if (problems.length > 0) throw new UsageError(problems);
   return config;
 }
@@ -556,72 +674,6 @@ export function renderOptionTable(): string {
   ].join("\n");
 }
 
-// --- pure helpers ---
-
-/** `auto`, `unix:/path` or `tcp:host:port` (an IPv6 host in brackets); undefined for anything else. */
-export function parseTarget(value: string): VncChoice | undefined {
-  if (value === "auto") return { kind: "auto" };
-  const unix = /^unix:(\/.+)$/.exec(value)?.[1];
-  if (unix) return { kind: "unix", path: unix };
-  const tcp = /^tcp:(?:\[([\da-fA-F:.]+)\]|([\w.-]+)):(\d{1,5})$/.exec(value);
-  const host = tcp?.[1] ?? tcp?.[2];
-  const port = Number(tcp?.[3]);
-  return host && port >= 1 && port <= 65_535 ? { kind: "tcp", host, port } : undefined;
-}
-
-const targetText = (target: Target) =>
-  target.kind === "unix" ? `unix:${target.path}` : `tcp:${joinHostPort(target.host, target.port)}`;
-
-const joinHostPort = (host: string, port: number) =>
-  `${host.includes(":") ? `[${host}]` : host}:${port}`;
-
-export const escapeHtml = (value: string) =>
-  value.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
-
-/**
- * Fills {{name}} in a page, escaped.
- * @throws Error for a name without a value, so that no page is served with a hole in it.
- */
-export function renderPage(template: string, values: Readonly<Record<string, string>>): string {
-  return template.replace(/\{\{(\w+)\}\}/g, (_, name: string) => {
-    const value = values[name];
-    if (value === undefined) throw new Error(`page template: no value for "${name}"`);
-    return escapeHtml(value);
-  });
-}
-
-/** Equal strings? In a time that does not depend on where they differ. */
-export function safeEqual(left: string, right: string): boolean {
-  const digest = (value: string) => createHash("sha256").update(value).digest();
-  return timingSafeEqual(digest(left), digest(right));
-}
-
-/** Time to wait before try number `attempt` (from 1), in ms. */
-export const backoffMs = (attempt: number) =>
-  Math.min(RETRY_FIRST_MS * 2 ** (attempt - 1), RETRY_MAX_MS);
-
-export const isRfbGreeting = (bytes: Uint8Array) =>
-  RFB_GREETING.test(Buffer.from(bytes).toString("latin1"));
-
-const errorText = (error: unknown) => (error instanceof Error ? error.message : String(error));
-
-const errorCode = (error: unknown) =>
-  error instanceof Error && "code" in error && typeof error.code === "string"
-    ? error.code
-    : undefined;
-
-/**
- * A VncAuth answer (RFC 6143, 7.2.2): the 16-byte challenge, DES-encrypted with the first 8 bytes of the password,
- * the bits of each key byte in reverse, as every VNC server has them.
- */
-export function vncAuthResponse(password: string, challenge: Uint8Array): Buffer {
-  const key = Buffer.alloc(8);
-  key.set(Buffer.from(password, "latin1").subarray(0, 8));
-  for (const [i, byte] of key.entries())
-    key[i] = Number.parseInt(byte.toString(2).padStart(8, "0").split("").reverse().join(""), 2);
-  return createCipheriv("des-ecb", key, null).setAutoPadding(false).update(challenge);
-}
-
 // --- log ---
 // One line an event on stderr: time, level, what, key=value. Secrets never pass.
 
@@ -634,29 +686,35 @@ export function createLog(
   secrets: readonly string[],
   write: (line: string) => void,
 ): Log {
+  const hide = (value: unknown) =>
+    secrets.reduce((safe, secret) => safe.replaceAll(secret, "***"), String(value));
   return (at, event, fields = {}) => {
     if (LEVELS.indexOf(at) > LEVELS.indexOf(level)) return;
     const pairs = Object.entries(fields)
       .filter(([, value]) => value !== undefined && value !== null)
       .map(
         ([key, value]) =>
-          ` ${key}=${/^[\w.:/@%+,-]+$/.test(String(value)) ? value : JSON.stringify(String(value))}`,
+          ` ${key}=${/^[\w.:/@%+,-]+$/.test(hide(value)) ? hide(value) : JSON.stringify(hide(value))}`,
       );
-    const line = `${new Date().toISOString()} ${at} ${event}${pairs.join("")}`;
-    write(`${secrets.reduce((safe, secret) => safe.replaceAll(secret, "***"), line)}\n`);
+    write(`${new Date().toISOString()} ${at} ${hide(event)}${pairs.join("")}\n`);
   };
 }
 
 // --- auth ---
 // Who may come in: a pure decision, which the routes' middleware carries out.
 
-/** `open`: whoever can reach the listener is the user (a 0600 unix socket), or --auth none. */
+/**
+ * `open`: whoever can reach the listener is the user (a 0600 unix socket), or --auth none. Then `hosts` are the names
+ * that a page may have reached us by: a foreign site can point a name of its own at 127.0.0.1 (DNS rebinding), and
+ * Origin and Host agree then. Addresses and localhost need no entry; without `hosts` every name is good.
+ */
 export type AuthPolicy =
-  | { kind: "open"; allowOrigins: readonly string[] }
+  | { kind: "open"; allowOrigins: readonly string[]; hosts?: readonly string[] }
   | { kind: "token"; token: string; allowOrigins: readonly string[] };
 
 export type AuthDecision =
-  { ok: true } | { ok: false; status: 401 | 403; reason: "no-token" | "wrong-token" | "origin" };
+  | { ok: true }
+  | { ok: false; status: 401 | 403; reason: "no-token" | "wrong-token" | "origin" | "host" };
 
 export interface AuthRequest {
   readonly method: string;
@@ -674,23 +732,39 @@ export interface AuthRequest {
  */
 export function authorize(request: AuthRequest, policy: AuthPolicy): AuthDecision {
   const changes = request.upgrade || !["GET", "HEAD", "OPTIONS"].includes(request.method);
-  if (changes && request.origin !== undefined && !policy.allowOrigins.includes(request.origin)) {
-    const host = URL.canParse(request.origin) ? new URL(request.origin).host : undefined;
-    const own = URL.canParse(`http://${request.host}`)
-      ? new URL(`http://${request.host}`).host
-      : undefined;
-    // The default port is not part of an Origin, but it may be part of a Host: compare both ways of writing it.
-    const same = host !== undefined && (host === own || `${host}:443` === own);
-    if (!same) return { ok: false, status: 403, reason: "origin" };
+  if (changes && !isOwnOrigin(request, policy.allowOrigins))
+    return { ok: false, status: 403, reason: "origin" };
+  if (policy.kind === "open") {
+    return policy.hosts === undefined || isKnownHost(request.host, policy.hosts)
+      ? { ok: true }
+      : { ok: false, status: 403, reason: "host" };
   }
-  if (policy.kind === "open") return { ok: true };
   if (!request.token) return { ok: false, status: 401, reason: "no-token" };
   if (!safeEqual(request.token, policy.token))
     return { ok: false, status: 403, reason: "wrong-token" };
   return { ok: true };
 }
 
-/** Makes guessing slow: each wrong token in a row is answered later than the one before, and few at a time. */
+/** No Origin is a program's request, not a page's. */
+function isOwnOrigin({ origin, host }: AuthRequest, allowed: readonly string[]): boolean {
+  if (origin === undefined || allowed.includes(origin)) return true;
+  if (!URL.canParse(origin) || !URL.canParse(`http://${host}`)) return false;
+  const [from, own] = [new URL(origin).host, new URL(`http://${host}`).host];
+  // The default port is no part of an Origin, but it may be one of a Host.
+  return from !== "" && (from === own || `${from}:443` === own);
+}
+
+function isKnownHost(host: string | undefined, known: readonly string[]): boolean {
+  if (!URL.canParse(`http://${host}`)) return false;
+  const { hostname } = new URL(`http://${host}`);
+  return (
+    hostname === "localhost" ||
+    isIP(hostname.replace(/^\[|\]$/g, "")) !== 0 ||
+    known.includes(hostname)
+  );
+}
+
+/** Makes guessing slow: each wrong token is answered later than the one before, until a right one; few at a time. */
 export class GuessLimiter {
   #wrong = 0;
   #inFlight = 0;
@@ -1506,7 +1580,7 @@ export class Supervisor {
 
   /** The target, once it is up: undefined when there is none and none is being started. */
   async ready(): Promise<Target | undefined> {
-    if (this.#state === "idle") void this.start();
+    if (this.#state === "idle") await this.start();
     await this.#starting;
     return this.#state === "ready" ? this.#running?.target : undefined;
   }
@@ -1775,7 +1849,7 @@ async function adoptKept({ runtimeDir, tail }: DesktopOptions): Promise<Running 
     !isAlive() ||
     !pids.includes(vncPid) ||
     !pids.includes(sessionPid) ||
-    !(await accepts(target))
+    !(await isListening(target))
   ) {
     await endKept(mark, runtimeDir);
     return undefined;
@@ -1806,7 +1880,7 @@ const SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
  * paths of conda and Python that break GTK and D-Bus, and secrets.
  */
 const NOT_FOR_DESKTOP =
-  /^(DISPLAY|XAUTHORITY|WAYLAND_DISPLAY|SESSION_MANAGER|DBUS_|DESKTOP_SESSION|GDMSESSION|XDG_(SESSION_|CURRENT_DESKTOP|MENU_PREFIX|DATA_DIRS|SEAT|VTNR)|WINDOWID|LD_|PYTHON(HOME|PATH)|QT_|GTK_|GDK_|GIO_|GSETTINGS_|FONTCONFIG_|JPY_API_TOKEN|JUPYTERHUB_|JUPYTER_DESKTOP_|npm_|NODE_ENV|BUN_|INIT_CWD|TMUX|STY|TERM)/;
+  /^(DISPLAY|XAUTHORITY|WAYLAND_DISPLAY|SESSION_MANAGER|DBUS_|DESKTOP_SESSION|GDMSESSION|XDG_(SESSION_|CURRENT_DESKTOP|MENU_PREFIX|DATA_DIRS|SEAT|VTNR)|WINDOWID|LD_|PYTHON(HOME|PATH)|QT_|GTK_|GDK_|GIO_|GSETTINGS_|FONTCONFIG_|JPY_API_TOKEN|JUPYTER_TOKEN$|CONFIGPROXY_AUTH_TOKEN|JUPYTERHUB_|JUPYTER_DESKTOP_|npm_|NODE_ENV|BUN_|INIT_CWD|TMUX|STY|TERM)/;
 
 /** The desktop's environment: whose it is, where things are, and nothing of another session's. */
 export function desktopEnv(env: NodeJS.ProcessEnv, runtimeDir: string): Record<string, string> {
@@ -2126,7 +2200,7 @@ export async function launchDesktop(options: DesktopOptions): Promise<Running> {
 }
 
 /** Does something accept connections there? */
-async function accepts(target: Target): Promise<boolean> {
+async function isListening(target: Target): Promise<boolean> {
   try {
     const socket = await connect(target, { data() {}, error() {} }, undefined);
     socket.end();
@@ -2166,7 +2240,7 @@ export async function launchCommand(
   void options.tail.follow(child.stderr, "vnc");
   // A wrapper such as vncserver may end well and leave the server running, so only a failure ends the wait.
   while (child.exitCode === null || child.exitCode === 0) {
-    if (await accepts(target)) {
+    if (await isListening(target)) {
       const exited = child.exited.then((code) =>
         code === 0 && markedPids(mark).length > 0
           ? new Promise<Cause>(() => {})
@@ -2275,6 +2349,7 @@ const SENTENCES = {
   "wrong-token":
     "That token is wrong: the right one is in the address that jupyter-desktop printed at its start.",
   origin: "A page of another site may not use this desktop: add its origin with --allow-origin.",
+  host: "This desktop is not served under this name: open it by its address, or add the name with --allow-origin.",
   busy: "Too many wrong tokens at once: try again in a few seconds.",
 } as const;
 
@@ -2312,32 +2387,30 @@ function guard(options: AppOptions, limiter: GuessLimiter): MiddlewareHandler<En
   return async (c, next) => {
     if (limiter.full) return c.text(`${SENTENCES.busy}\n`, 429);
     const { method } = c.req;
-    const token = requestToken(c, cookieName);
-    const facts = {
-      method,
-      host: c.req.header("host"),
-      origin: c.req.header("origin"),
-      upgrade: isUpgrade(c),
-      token,
-    };
-    const decision = authorize(facts, policy);
+    const decision = authorize(authRequest(c, requestToken(c, cookieName)), policy);
     if (decision.ok) {
-      if (
-        method !== "GET" ||
-        isUpgrade(c) ||
-        c.req.query("token") === undefined ||
-        policy.kind !== "token"
-      )
-        return next();
+      const inAddress = policy.kind === "token" && c.req.query("token") !== undefined;
+      if (!inAddress || method !== "GET" || isUpgrade(c)) return next();
+      limiter.forgive();
       return exchangeToken(c, options);
     }
-    log("warn", "refused", { reason: decision.reason, method, path: c.req.path });
-    if (decision.reason === "wrong-token") await limiter.punish();
-    const sentence = SENTENCES[decision.reason];
-    if (decision.reason !== "origin" && wantsPage(c)) return loginPage(c, options, decision);
-    return c.text(`${sentence}\n`, decision.status);
+    const { reason } = decision;
+    log("warn", "refused", { reason, method, path: c.req.path });
+    if (reason === "wrong-token") await limiter.punish();
+    const asksToken = reason === "wrong-token" || reason === "no-token";
+    if (asksToken && wantsPage(c)) return loginPage(c, options, decision);
+    return c.text(`${SENTENCES[reason]}\n`, decision.status);
   };
 }
+
+/** What the decision needs to know of a request. */
+const authRequest = (c: Context, token: string | undefined): AuthRequest => ({
+  method: c.req.method,
+  host: c.req.header("host"),
+  origin: c.req.header("origin"),
+  upgrade: isUpgrade(c),
+  token,
+});
 
 /** Puts the token into a cookie and takes it out of the address, so that it stays in no history and no log. */
 function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions): Response {
@@ -2345,17 +2418,21 @@ function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions):
     const secure =
       c.req.header("x-forwarded-proto") === "https" || new URL(c.req.url).protocol === "https:";
     setCookie(c, cookieName, policy.token, {
-      path: baseUrl,
+      // As the browser wrote it: it compares the text.
+      path: `${new URL(c.req.url).pathname
+        .split("/")
+        .slice(0, baseUrl.split("/").length - 1)
+        .join("/")}/`,
       httpOnly: true,
       sameSite: "Lax",
       secure,
       maxAge: COOKIE_MAX_AGE_S,
     });
   }
-  const query = new URLSearchParams(c.req.query());
+  const query = new URL(c.req.url).searchParams;
   query.delete("token");
   // Relative, so that it holds behind a proxy that strips a prefix: the last part of the path, or this directory.
-  const here = c.req.path.split("/").at(-1) || "./";
+  const here = `./${new URL(c.req.url).pathname.split("/").at(-1)}`;
   return c.redirect(query.size > 0 ? `${here}?${query}` : here, 303);
 }
 
@@ -2374,9 +2451,20 @@ function loginPage(
   return c.html(renderPage(assets.login, values), decision.status);
 }
 
+/** A path in one spelling: "@" and "%40" are the same (RFC 3986, 6.2.2.2). */
+const samePath = (written: string) =>
+  written.replace(/%[\da-fA-F]{2}|[^\w\-.~/%]+/g, (part) => {
+    try {
+      return encodeURIComponent(decodeURIComponent(part));
+    } catch {
+      return part.toUpperCase(); // a part of a longer character
+    }
+  });
+
 /** From a path under the base back to the base: "./", "../", … */
 const relativeBase = (requestPath: string, baseUrl: string) =>
-  "../".repeat(Math.max(0, requestPath.slice(baseUrl.length).split("/").length - 1)) || "./";
+  "../".repeat(Math.max(0, requestPath.slice(samePath(baseUrl).length).split("/").length - 1)) ||
+  "./";
 
 function openAssets({ files }: ViewerAssets): Map<string, Asset> {
   return new Map(
@@ -2399,14 +2487,22 @@ function serveAsset(c: Context, asset: Asset, hash: string): Response {
     "cache-control",
     c.req.query("v") === hash ? "public, max-age=31536000, immutable" : "no-cache",
   );
-  if (c.req.header("if-none-match") === asset.etag) return c.body(null, 304);
-  const accepted = c.req.header("accept-encoding") ?? "";
-  const encoding = (["br", "gzip"] as const).find((name) =>
-    new RegExp(`\\b${name}\\b(?!\\s*;\\s*q=0(?:\\.0*)?\\b)`).test(accepted),
-  );
+  const known = (c.req.header("if-none-match") ?? "")
+    .split(",")
+    .map((tag) => tag.trim().replace(/^W\//, ""));
+  if (known.includes(asset.etag) || known.includes("*")) return c.body(null, 304);
+  const encoding = accepts(c, {
+    header: "Accept-Encoding",
+    supports: ["br", "gzip"],
+    default: "",
+    match: (accepted) =>
+      ["br", "gzip"].find((name) =>
+        accepted.some(({ type, q }) => type.toLowerCase() === name && q > 0),
+      ) ?? "",
+  });
   if (encoding) c.header("content-encoding", encoding);
   c.header("content-type", asset.type);
-  return c.body(asset[encoding ?? "raw"]);
+  return c.body(encoding === "br" || encoding === "gzip" ? asset[encoding] : asset.raw);
 }
 
 /** The upgrade: VNC first, so that its failure is an answer and not a dead WebSocket. */
@@ -2438,79 +2534,91 @@ async function upgrade(
   return c.text("That is no valid WebSocket handshake.\n", 400);
 }
 
+type Handler = (c: Context<Env>) => Response | Promise<Response>;
+
+/** Mounts an address: what answers its methods, and for any other method a 405 that names these. */
+function mount(app: Hono<Env>, address: string, { GET, POST }: { GET?: Handler; POST?: Handler }) {
+  if (GET) app.get(address, GET);
+  if (POST) app.post(address, POST);
+  const allow = [...(GET ? ["GET", "HEAD"] : []), ...(POST ? ["POST"] : [])].join(", ");
+  app.all(address, (c) => c.text(`This address takes ${allow} only.\n`, 405, { allow }));
+}
+
+/** The page: the base and desktop/. */
+function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
+  const { assets, title, baseUrl, supervisor } = options;
+  if (isUpgrade(c)) return upgrade(c, options);
+  if (wantsPage(c)) supervisor.visit();
+  const base_url = relativeBase(c.req.path, baseUrl);
+  const values = { title, base_url, version: VERSION, hash: assets.hash };
+  return c.html(renderPage(assets.index, values), 200, { "cache-control": "no-cache" });
+}
+
+function serveSocket(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
+  if (isUpgrade(c)) return upgrade(c, options);
+  const headers = { upgrade: "websocket", connection: "Upgrade" };
+  return c.text("This address takes WebSockets only.\n", 426, headers);
+}
+
+/** The status as JSON, or for an EventSource as a stream. */
+function serveStatus(c: Context<Env>, options: AppOptions): Response {
+  const isStream = /text\/event-stream/.test(c.req.header("accept") ?? "");
+  // Hono has HEAD answered by GET's handler, and a stream without a reader would never end.
+  if (isStream && c.req.raw.method === "GET") return statusStream(c, options);
+  return c.json(fullStatus(options), 200, { "cache-control": "no-store" });
+}
+
+const fullStatus = ({ supervisor, bridge }: AppOptions) => ({
+  ...supervisor.status,
+  viewers: bridge.size,
+  version: VERSION,
+});
+
 /** The whole HTTP side: a Hono app, with Bun's server in its bindings. */
 export function createApp(options: AppOptions): Hono<Env> {
-  const { baseUrl, assets, supervisor, bridge, log, title } = options;
-  const app = new Hono<Env>({ strict: true }).basePath(baseUrl);
-  const files = openAssets(assets);
-  const status = () => ({ ...supervisor.status, viewers: bridge.size, version: VERSION });
-  const index = (c: Context<Env>) => {
-    if (isUpgrade(c)) return upgrade(c, options);
-    if (wantsPage(c)) supervisor.visit();
-    const values = {
-      title,
-      base_url: relativeBase(c.req.path, baseUrl),
-      version: VERSION,
-      hash: assets.hash,
-    };
-    return c.html(renderPage(assets.index, values), 200, { "cache-control": "no-cache" });
-  };
-  const socket = (c: Context<Env>) =>
-    isUpgrade(c)
-      ? upgrade(c, options)
-      : c.text("This address takes WebSockets only.\n", 426, {
-          upgrade: "websocket",
-          connection: "Upgrade",
-        });
-  const routes: Record<
-    string,
-    {
-      GET?: (c: Context<Env>) => Response | Promise<Response>;
-      POST?: (c: Context<Env>) => Response | Promise<Response>;
-    }
-  > = {
-    "/": { GET: index },
-    "/desktop": { GET: (c) => c.redirect(`desktop/${new URL(c.req.url).search}`) },
-    "/desktop/": { GET: index },
-    "/desktop-websockify": { GET: socket },
-    "/desktop-websockify/": { GET: socket },
-    "/desktop/api/status": {
-      GET: (c) =>
-        /text\/event-stream/.test(c.req.header("accept") ?? "")
-          ? statusStream(c, options, status)
-          : c.json(status(), 200, { "cache-control": "no-store" }),
-    },
-    "/desktop/api/start": { POST: (c) => act(c, supervisor.start()) },
-    "/desktop/api/stop": { POST: (c) => act(c, supervisor.stop()) },
-    "/desktop/api/restart": { POST: (c) => act(c, supervisor.restart()) },
-  };
-  const act = async (c: Context<Env>, work: Promise<void>) => {
-    await work;
-    return c.json(status());
-  };
+  const { assets, supervisor, log } = options;
+  const base = samePath(options.baseUrl);
+  const getPath = (request: Request) => samePath(new URL(request.url).pathname);
+  const root = new Hono<Env>({ strict: true, getPath }).use(securityHeaders(assets));
+  const app = root.basePath(base);
   const limiter = new GuessLimiter();
-  app.use(securityHeaders(assets));
-  app.get("/healthz", (c) => c.text("ok\n"));
-  app.post("/login", (c) => login(c, options, limiter));
+  const page: Handler = (c) => servePage(c, options);
+  const socket: Handler = (c) => serveSocket(c, options);
+  const act =
+    (work: () => Promise<void>): Handler =>
+    async (c) => {
+      await work();
+      return c.json(fullStatus(options));
+    };
+
+  mount(app, "/healthz", { GET: (c) => c.text("ok\n") });
+  app.use("/login", bodyLimit({ maxSize: MAX_FORM_BYTES }));
+  mount(app, "/login", { GET: (c) => c.redirect("./"), POST: (c) => login(c, options, limiter) });
   app.use(guard(options, limiter));
-  app.get("/login", (c) => c.redirect("./"));
-  for (const [name, asset] of files) {
-    routes[`/desktop/static/${name}`] = { GET: (c) => serveAsset(c, asset, assets.hash) };
+  mount(app, "/", { GET: page });
+  mount(app, "/desktop", { GET: (c) => c.redirect(`desktop/${new URL(c.req.url).search}`) });
+  mount(app, "/desktop/", { GET: page });
+  mount(app, "/desktop-websockify", { GET: socket });
+  mount(app, "/desktop-websockify/", { GET: socket });
+  mount(app, "/desktop/api/status", { GET: (c) => serveStatus(c, options) });
+  mount(app, "/desktop/api/start", { POST: act(() => supervisor.start()) });
+  mount(app, "/desktop/api/stop", { POST: act(() => supervisor.stop()) });
+  mount(app, "/desktop/api/restart", { POST: act(() => supervisor.restart()) });
+  for (const [name, asset] of openAssets(assets)) {
+    mount(app, `/desktop/static/${name}`, { GET: (c) => serveAsset(c, asset, assets.hash) });
   }
-  for (const [route, methods] of Object.entries(routes)) {
-    if (methods.GET) app.get(route, methods.GET);
-    if (methods.POST) app.post(route, methods.POST);
-    const allow = Object.keys(methods)
-      .flatMap((method) => (method === "GET" ? ["GET", "HEAD"] : [method]))
-      .join(", ");
-    app.all(route, (c) => c.text(`This address takes ${allow} only.\n`, 405, { allow }));
+  const last = base.split("/").at(-2);
+  if (last) {
+    const redirect: Handler = (c) => c.redirect(`./${last}/${new URL(c.req.url).search}`);
+    mount(root, base.slice(0, -1), { GET: redirect });
   }
-  app.notFound((c) => c.text("There is nothing at this address.\n", 404));
-  app.onError((error, c) => {
+  root.notFound((c) => c.text("There is nothing at this address.\n", 404));
+  root.onError((error, c) => {
+    if (error instanceof HTTPException) return error.getResponse();
     log("error", "request failed", { path: c.req.path, error: errorText(error) });
     return c.text("Something went wrong in jupyter-desktop: its log has the reason.\n", 500);
   });
-  return app;
+  return root;
 }
 
 /** The log-in form: the token goes into the cookie, and the person to the desktop. */
@@ -2521,20 +2629,14 @@ async function login(
 ): Promise<Response> {
   const { policy } = options;
   if (limiter.full) return c.text(`${SENTENCES.busy}\n`, 429);
-  const form = await c.req.parseBody();
+  const form = await c.req.parseBody().catch(() => undefined);
+  if (!form) return c.text("That is no log-in form.\n", 400);
   const token = typeof form.token === "string" ? form.token.trim() : undefined;
-  const facts = {
-    method: "POST",
-    host: c.req.header("host"),
-    origin: c.req.header("origin"),
-    upgrade: false,
-    token,
-  };
-  const decision = authorize(facts, policy);
+  const decision = authorize(authRequest(c, token), policy);
   if (!decision.ok) {
     options.log("warn", "refused", { reason: decision.reason, method: "POST", path: c.req.path });
-    if (decision.reason === "origin") return c.text(`${SENTENCES.origin}\n`, 403);
     if (decision.reason === "wrong-token") await limiter.punish();
+    else if (decision.reason !== "no-token") return c.text(`${SENTENCES[decision.reason]}\n`, 403);
     return loginPage(c, options, decision);
   }
   limiter.forgive();
@@ -2544,23 +2646,20 @@ async function login(
 }
 
 /** The status at once and after every change, as server-sent events. */
-function statusStream(
-  c: Context<Env>,
-  { supervisor }: AppOptions,
-  status: () => unknown,
-): Response {
+function statusStream(c: Context<Env>, options: AppOptions): Response {
+  const { supervisor, bridge } = options;
   c.env.server.timeout(c.req.raw, 0); // Bun ends a silent response after 10 s
   c.header("x-accel-buffering", "no"); // nginx would hold the events back
   return streamSSE(c, async (stream) => {
     const { promise: gone, resolve } = Promise.withResolvers<void>();
-    const send = () => void stream.writeSSE({ data: JSON.stringify(status()) });
-    const stop = supervisor.onChange(send);
+    const send = () => void stream.writeSSE({ data: JSON.stringify(fullStatus(options)) });
+    const stops = [supervisor.onChange(send), bridge.onChange(send)];
     stream.onAbort(resolve);
     send();
     const beat = setInterval(() => void stream.write(": alive\n\n"), SSE_BEAT_MS);
     await gone;
     clearInterval(beat);
-    stop();
+    for (const stop of stops) stop();
   });
 }
 
@@ -2784,7 +2883,7 @@ async function clearStaleSocket(file: string): Promise<void> {
   if (!stat) return;
   if (!stat.isSocket())
     throw new Error(`${file} is there and is no socket: choose another path for --unix-socket`);
-  if (await accepts({ kind: "unix", path: file }))
+  if (await isListening({ kind: "unix", path: file }))
     throw new Error(`another server listens on ${file}: stop it, or choose another --unix-socket`);
   fs.unlinkSync(file);
 }
@@ -2944,8 +3043,9 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     bridge,
     log,
   };
-  const policy: AuthPolicy =
-    token === undefined ? { kind: "open", allowOrigins } : { kind: "token", token, allowOrigins };
+  const hosts = [config.host, ...allowOrigins.map((origin) => new URL(origin).hostname)];
+  const open: AuthPolicy = { kind: "open", allowOrigins, ...(config.unixSocket ? {} : { hosts }) };
+  const policy: AuthPolicy = token === undefined ? open : { kind: "token", token, allowOrigins };
   const app = createApp({ ...common, baseUrl: config.baseUrl, policy });
   handler = (request, self) => app.fetch(request, { server: self });
   const controlApp = createApp({
