@@ -445,30 +445,7 @@ const parserOptions = Object.fromEntries(
   ]),
 );
 
-function readFlags(argv: readonly string[], problems: string[]) {
-  const given = new Map<string, RawOption>();
-  const byFlag = new Map(specs.map(([name, spec]) => [kebab(name), { name, spec }]));
-  const { tokens } = parseArgs({
-    args: [...argv],
-    strict: false,
-    tokens: true,
-    options: parserOptions,
-  });
-  const words: string[] = [];
-  for (const token of tokens) {
-    if (token.kind === "positional") words.push(token.value);
-    if (token.kind !== "option") continue;
-    const negated = token.name.startsWith("no-");
-    const entry = byFlag.get(negated ? token.name.slice(3) : token.name);
-    const problem = flagProblem(token, negated, entry?.spec);
-    if (problem) problems.push(problem);
-    if (problem || !entry) continue;
-    const value = token.value ?? String(!negated);
-    const list = [...(given.get(entry.name)?.value ?? []), value];
-    given.set(entry.name, { value: entry.spec.multiple ? list : value, from: token.rawName });
-  }
-  return { given, words };
-}
+const byFlag = new Map(specs.map(([name, spec]) => [kebab(name), { name, spec }]));
 
 interface FlagToken {
   readonly rawName: string;
@@ -477,22 +454,34 @@ interface FlagToken {
   readonly inlineValue: boolean | undefined;
 }
 
-/** What is wrong with one flag as it was written. */
-function flagProblem(
-  token: FlagToken,
-  negated: boolean,
-  spec: OptionSpec | undefined,
-): string | undefined {
-  const { rawName, name, value, inlineValue } = token;
-  if (!spec || (negated && (spec.hint || inlineValue)))
-    return `${rawName}: there is no such option`;
+function readFlags(argv: readonly string[], problems: string[]) {
+  const given = new Map<string, RawOption>();
+  const words: string[] = [];
+  const args = { args: [...argv], strict: false, tokens: true, options: parserOptions } as const;
+  for (const token of parseArgs(args).tokens) {
+    if (token.kind === "positional") words.push(token.value);
+    if (token.kind === "option") problems.push(...readFlag(token, given));
+  }
+  return { given, words };
+}
+
+/** Notes one flag in `given`; returns what is wrong with it as it was written. */
+function readFlag(token: FlagToken, given: Map<string, RawOption>): string[] {
+  const { rawName: from, name: flag, value, inlineValue } = token;
+  const negated = flag.startsWith("no-");
+  const entry = byFlag.get(negated ? flag.slice(3) : flag);
+  if (!entry || (negated && (entry.spec.hint || inlineValue)))
+    return [`${from}: there is no such option`];
+  const { name, spec } = entry;
   if (spec.envOnly)
-    return `${rawName}: everyone sees it in the list of processes; set ${envName(name)} instead`;
+    return [`${from}: everyone sees it in the list of processes; set ${envName(name)} instead`];
   // "--xstartup --open" has forgotten the file: it does not mean one of the name --open.
   const forgot = value === undefined || (!inlineValue && value.startsWith("--"));
-  return spec.hint && forgot
-    ? `--${name} (${envName(name)}): needs a value (${spec.hint})`
-    : undefined;
+  if (spec.hint && forgot) return [`${both(name)}: needs a value (${spec.hint})`];
+  const last = value ?? String(!negated);
+  const list = [...(given.get(name)?.value ?? []), last];
+  given.set(name, { value: spec.multiple ? list : last, from });
+  return [];
 }
 
 function readEnv(env: NodeJS.ProcessEnv, given: Map<string, RawOption>) {
