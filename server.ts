@@ -1328,6 +1328,7 @@ export class Bridge implements SessionOwner {
   readonly #log: Log;
   readonly #listeners = new Set<() => void>();
   #driver: Session | undefined;
+  #refusal: Cause | undefined;
   #lastInputMs = Date.now();
 
   constructor(log: Log, options: Partial<BridgeOptions> = {}) {
@@ -1341,6 +1342,11 @@ export class Bridge implements SessionOwner {
 
   get full(): boolean {
     return this.size >= this.#options.maxViewers;
+  }
+
+  /** Why the last viewer that came got no connection, until one gets one: a browser cannot see why itself. */
+  get refusal(): Cause | undefined {
+    return this.#refusal;
   }
 
   /** When somebody last typed, pointed or pasted, in ms since the epoch. */
@@ -1368,8 +1374,15 @@ export class Bridge implements SessionOwner {
    */
   async connect(target: Target, password: string | undefined): Promise<Session> {
     const session = new Session(this);
-    this.#sessions.add(session); // it counts while it dials, or a rush could pass the limit
-    await session.dial(target, password);
+    try {
+      if (this.full) throw new VncError("too-many-viewers", { limit: this.#options.maxViewers });
+      this.#sessions.add(session); // it counts while it dials, or a rush could pass the limit
+      await session.dial(target, password);
+      this.#refusal = undefined;
+    } catch (error) {
+      if (error instanceof VncError) this.#refusal = error.reason;
+      throw error;
+    }
     this.#driver ??= session;
     this.#log("info", "viewer came", { viewers: this.size });
     this.#changed();
@@ -2499,7 +2512,6 @@ async function upgrade(
   c: Context<Env>,
   { supervisor, bridge, vncPassword, log }: AppOptions,
 ): Promise<Response> {
-  if (bridge.full) return c.text("The desktop has as many viewers as it may have.\n", 503);
   const target = await supervisor.ready();
   if (!target)
     return c.text(
@@ -2511,8 +2523,9 @@ async function upgrade(
     session = await bridge.connect(target, vncPassword);
   } catch (error) {
     if (!(error instanceof VncError)) throw error;
-    log("warn", "vnc not reached", { cause: error.reason.code, ...error.reason.detail });
-    return c.json({ cause: error.reason.code, detail: error.reason.detail }, 502);
+    log("warn", "viewer refused", { cause: error.reason.code, ...error.reason.detail });
+    const { code: cause, detail } = error.reason;
+    return c.json({ cause, detail }, cause === "too-many-viewers" ? 503 : 502);
   }
   const offered = (c.req.header("sec-websocket-protocol") ?? "").split(/\s*,\s*/);
   const headers = offered.includes("binary") ? { "Sec-WebSocket-Protocol": "binary" } : undefined;
@@ -2557,11 +2570,12 @@ function serveStatus(c: Context<Env>, options: AppOptions): Response {
   return c.json(fullStatus(options), 200, { "cache-control": "no-store" });
 }
 
-const fullStatus = ({ supervisor, bridge }: AppOptions) => ({
-  ...supervisor.status,
-  viewers: bridge.size,
-  version: VERSION,
-});
+function fullStatus({ supervisor, bridge }: AppOptions) {
+  const { status } = supervisor;
+  const refusal = status.state === "ready" ? bridge.refusal : undefined;
+  const why = refusal && { cause: refusal.code, detail: refusal.detail };
+  return { ...status, ...why, viewers: bridge.size, version: VERSION };
+}
 
 /** The whole HTTP side: a Hono app, with Bun's server in its bindings. */
 export function createApp(options: AppOptions): Hono<Env> {

@@ -103,6 +103,7 @@ export function causeSentence(cause: string, detail: Status["detail"], text: Tex
     target: word(detail.target),
     error: word(detail.error),
     path: word(detail.path),
+    limit: word(detail.limit),
   });
 }
 

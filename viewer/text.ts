@@ -65,6 +65,8 @@ const english = {
   "cause.idle": "It was stopped because nobody used it. Your files are still there.",
   "cause.vnc-password":
     "The VNC server asks for a password. Start this server with --vnc-password-file and a file that holds it.",
+  "cause.too-many-viewers":
+    "{limit} people see this desktop, and it takes no more. Close a page that shows it, or start the server with a higher --max-viewers.",
   "cause.unknown": "The server gives this reason: {cause}.",
 
   "exit.code": "ended with exit code {code}",
