@@ -140,7 +140,12 @@ export const backoffMs = (attempt: number) =>
 export const isRfbGreeting = (bytes: Uint8Array) =>
   RFB_GREETING.test(Buffer.from(bytes).toString("latin1"));
 
-const errorText = (error: unknown) => (error instanceof Error ? error.message : String(error));
+/** What an error says, with its code where the message leaves it out (Bun's "Failed to connect"). */
+const errorText = (error: unknown) => {
+  if (!(error instanceof Error)) return String(error);
+  const code = errorCode(error);
+  return !code || error.message.includes(code) ? error.message : `${error.message} (${code})`;
+};
 
 const errorCode = (error: unknown) =>
   error instanceof Error && "code" in error && typeof error.code === "string"
@@ -516,7 +521,7 @@ function accessRules({ unixSocket, auth, allowNoAuth }: Partial<Config>, given: 
       `${both("auth")}: "none" on a TCP address lets in every user of this machine; add ${both("allowNoAuth")} if that is meant`,
     ],
     ...(["token", "tokenFile"] as const).map((name): Rule => [
-      auth === "none" && given.has(name),
+      auth === "none" && given.has(name) && byFlag(name) === byFlag("auth"),
       `${both(name)}: is of no use with ${both("auth")} none`,
     ]),
     [
@@ -926,7 +931,9 @@ export class ClientFilter {
   /** Length of the part of the handshake that starts at `at`; past the last part begin the messages. */
   #handshake(bytes: Buffer, at: number): number {
     const length = HANDSHAKE_BYTES[this.#phase];
-    if (bytes.length - at < length) return 0;
+    const isRfb =
+      this.#phase !== "version" || "RFB 003.00".startsWith(bytes.toString("latin1", at, at + 10));
+    if (isRfb && bytes.length - at < length) return 0;
     const part = bytes.subarray(at, at + length);
     const next = this.#afterHandshake(part);
     if (this.#phase === "init") part[0] = 1; // shared: a viewer that asks to be alone would throw the others out
@@ -1448,6 +1455,9 @@ export interface Running {
   stop(): Promise<void>;
 }
 
+/** Starts a desktop; it gives up, with whatever error, when the signal aborts. */
+export type Launch = (abort: AbortSignal) => Promise<Running>;
+
 /** Causes that trying again does not mend before somebody did something. */
 const FINAL_CAUSES: ReadonlySet<string> = new Set([
   "no-vnc-server",
@@ -1464,7 +1474,7 @@ const NOISE =
 
 /** The last lines of what VNC server and desktop printed, for the page. */
 export class LogTail {
-  #lines: string[] = [];
+  #lines: { from: string; line: string }[] = [];
   #file: string | undefined;
   #cap: Timer | undefined;
   readonly #log: Log;
@@ -1473,9 +1483,10 @@ export class LogTail {
     this.#log = log;
   }
 
-  /** The last lines; Xvnc's statistics, which say nothing, left out. */
-  get lines(): readonly string[] {
-    if (this.#file === undefined) return this.#lines;
+  /** The last lines, or those of one part; Xvnc's statistics, which say nothing, left out. */
+  lines(from?: "vnc" | "desktop"): string[] {
+    if (this.#file === undefined)
+      return this.#lines.flatMap((entry) => (!from || entry.from === from ? [entry.line] : []));
     const lines = fs.readFileSync(this.#file, "utf8").split("\n");
     return lines.filter((line) => line.trim() && !NOISE.test(line)).slice(-LOG_TAIL_LINES);
   }
@@ -1516,7 +1527,7 @@ export class LogTail {
   #add(raw: string, from: string): void {
     const line = raw.trimEnd().slice(0, LOG_LINE_CHARS);
     if (!line || NOISE.test(line)) return;
-    this.#lines.push(line);
+    this.#lines.push({ from, line });
     if (this.#lines.length > LOG_TAIL_LINES) this.#lines.shift();
     this.#log("debug", "output", { from, line });
   }
@@ -1540,7 +1551,7 @@ export interface VncStatus {
  * It is given `launch`, which starts one; it decides when.
  */
 export class Supervisor {
-  readonly #launch: () => Promise<Running>;
+  readonly #launch: Launch;
   readonly #tail: LogTail;
   readonly #log: Log;
   readonly #listeners = new Set<() => void>();
@@ -1549,12 +1560,13 @@ export class Supervisor {
   #cause: Cause | undefined;
   #running: Running | undefined;
   #starting: Promise<void> | undefined;
+  #abort = new AbortController();
   #stopping: Promise<void> | undefined;
   /** When it failed, in ms; of the last GIVE_UP_WINDOW_MS only. */
   #failures: number[] = [];
   #retry: { timer: Timer; at: number } | undefined;
 
-  constructor(launch: () => Promise<Running>, tail: LogTail, log: Log) {
+  constructor(launch: Launch, tail: LogTail, log: Log) {
     this.#launch = launch;
     this.#tail = tail;
     this.#log = log;
@@ -1568,7 +1580,11 @@ export class Supervisor {
       detail: this.#cause?.detail ?? {},
       attempt: this.#failures.length,
       nextRetryMs: this.#retry ? Math.max(0, this.#retry.at - Date.now()) : null,
-      log: this.#state === "ready" ? [] : this.#tail.lines,
+      // Why a desktop ended stands in its own lines, not in those of the VNC server that it took along.
+      log:
+        this.#state === "ready"
+          ? []
+          : this.#tail.lines(this.#cause?.code === "desktop-exited" ? "desktop" : undefined),
       display: this.#running?.display ?? null,
       vnc: this.#running?.vnc ?? null,
     };
@@ -1582,8 +1598,7 @@ export class Supervisor {
 
   /** The target, once it is up: undefined when there is none and none is being started. */
   async ready(): Promise<Target | undefined> {
-    if (this.#state === "idle") await this.start();
-    await this.#starting;
+    await (this.#state === "idle" ? this.start() : this.#starting);
     return this.#state === "ready" ? this.#running?.target : undefined;
   }
 
@@ -1607,6 +1622,7 @@ export class Supervisor {
 
   /** Ends the desktop and all that belongs to it; the state is then `ended`, for that cause. */
   async stop(code: "stopped" | "idle" = "stopped"): Promise<void> {
+    if (this.#starting) this.#abort.abort();
     await this.#starting;
     await this.#stopping;
     if (this.#state === "idle" || this.#state === "ended") return;
@@ -1622,9 +1638,10 @@ export class Supervisor {
         await this.#running.stop();
         this.#running = undefined;
       }
-      this.#stopping = undefined;
       then();
-    })();
+    })().finally(() => {
+      this.#stopping = undefined;
+    });
     return this.#stopping;
   }
 
@@ -1632,6 +1649,7 @@ export class Supervisor {
     this.#cancelRetry();
     this.#tail.clear();
     this.#enter("starting");
+    this.#abort = new AbortController();
     this.#starting = this.#run().finally(() => {
       this.#starting = undefined;
     });
@@ -1640,7 +1658,7 @@ export class Supervisor {
 
   async #run(): Promise<void> {
     try {
-      const running = await this.#launch();
+      const running = await this.#launch(this.#abort.signal);
       this.#running = running;
       this.#enter("ready");
       void running.exited.then((cause) => {
@@ -1648,6 +1666,7 @@ export class Supervisor {
         void this.#winding(() => this.#fell(cause), cause);
       });
     } catch (error) {
+      if (this.#abort.signal.aborted) return; // stop() says what follows
       this.#fell(
         error instanceof VncError
           ? error.reason
@@ -1687,13 +1706,15 @@ export class Supervisor {
 }
 
 /** Starts nothing: the server runs already, is somebody else's, and is never stopped. */
-export const attach = (target: Target) => async (): Promise<Running> => ({
-  target,
-  display: null,
-  vnc: null,
-  exited: new Promise(() => {}),
-  stop: async () => {},
-});
+export const attach =
+  (target: Target): Launch =>
+  async () => ({
+    target,
+    display: null,
+    vnc: null,
+    exited: new Promise(() => {}),
+    stop: async () => {},
+  });
 
 export interface DesktopOptions {
   readonly runtimeDir: string;
@@ -1704,6 +1725,7 @@ export interface DesktopOptions {
   readonly tail: LogTail;
   /** The desktop outlives a server that is killed, and the next one takes it back. */
   readonly keep?: boolean;
+  readonly abort?: AbortSignal;
 }
 
 /** Every process of a desktop has this variable in its environment: by it all of them are found and ended. */
@@ -1896,7 +1918,7 @@ export function desktopEnv(env: NodeJS.ProcessEnv, runtimeDir: string): Record<s
     LOGNAME: user,
     SHELL: env.SHELL || "/bin/bash",
     HOME: usableHome(env, runtimeDir),
-    XDG_RUNTIME_DIR: isDir(env.XDG_RUNTIME_DIR) ? String(env.XDG_RUNTIME_DIR) : runtimeDir,
+    XDG_RUNTIME_DIR: usable(env.XDG_RUNTIME_DIR) ? env.XDG_RUNTIME_DIR : runtimeDir,
     XDG_SESSION_TYPE: "x11",
     // System directories first, or conda's dbus-daemon is taken for the system's and XFCE does not start.
     PATH: [...new Set([...SYSTEM_PATH.split(":"), ...userPath.split(":")])].join(":"),
@@ -1916,6 +1938,9 @@ function userName(): string | undefined {
 const isDir = (name: string | undefined) =>
   name !== undefined && (fs.statSync(name, { throwIfNoEntry: false })?.isDirectory() ?? false);
 
+const usable = (name: string | undefined): name is string =>
+  name !== undefined && isDir(name) && writable(name);
+
 function writable(name: string): boolean {
   try {
     fs.accessSync(name, fs.constants.W_OK | fs.constants.X_OK);
@@ -1928,7 +1953,7 @@ function writable(name: string): boolean {
 /** HOME, or a private one for as long as the desktop lives when there is none that can be written. */
 function usableHome(env: NodeJS.ProcessEnv, runtimeDir: string): string {
   const home = env.HOME || "/";
-  if (home !== "/" && isDir(home) && writable(home)) return home;
+  if (home !== "/" && usable(home)) return home;
   const own = path.join(runtimeDir, "home");
   fs.mkdirSync(own, { mode: 0o700, recursive: true });
   return own;
@@ -2010,7 +2035,7 @@ export async function findXvnc(pathList: string): Promise<Xvnc | undefined> {
     const said = (
       await Promise.all([new Response(asked.stdout).text(), new Response(asked.stderr).text()])
     ).join("\n");
-    const match = /(TigerVNC|TurboVNC)\D*(\d+(?:\.\d+)+)/.exec(said);
+    const match = /(TigerVNC|TurboVNC).*?(\d+(?:\.\d+)+)/.exec(said);
     return {
       file,
       kind: match?.[1] === "TurboVNC" ? "TurboVNC" : match ? "TigerVNC" : "Xvnc",
@@ -2117,7 +2142,8 @@ function startSession(options: DesktopOptions, env: Record<string, string>, out:
     const exited = child.exited.then((code): Cause => {
       if (!script && code === NO_DESKTOP_EXIT)
         return { code: "no-desktop", detail: { command: installCommand("desktop") } };
-      if (code === 0 && Date.now() - startedMs > QUICK_EXIT_MS)
+      // The bundled script never puts its desktop into the background.
+      if (code === 0 && (!script || Date.now() - startedMs > QUICK_EXIT_MS))
         return { code: "logged-out", detail: {} };
       return { code: "desktop-exited", detail: { ...exitDetail(child, startedMs), xstartup } };
     });
@@ -2144,6 +2170,7 @@ async function startXvnc(xvnc: Xvnc, options: DesktopOptions, env: Record<string
   );
   void options.tail.follow(child.stderr, "vnc");
   const timer = setTimeout(() => child.kill("SIGKILL"), XVNC_READY_TIMEOUT_MS);
+  options.abort?.addEventListener("abort", () => child.kill("SIGKILL"));
   let said = "";
   for await (const chunk of child.stdout) {
     said += Buffer.from(chunk).toString();
@@ -2241,7 +2268,7 @@ export async function launchCommand(
   void options.tail.follow(child.stdout, "vnc");
   void options.tail.follow(child.stderr, "vnc");
   // A wrapper such as vncserver may end well and leave the server running, so only a failure ends the wait.
-  while (child.exitCode === null || child.exitCode === 0) {
+  while (child.signalCode === null && (child.exitCode === null || child.exitCode === 0)) {
     if (await isListening(target)) {
       const exited = child.exited.then((code) =>
         code === 0 && markedPids(mark).length > 0
@@ -2250,7 +2277,7 @@ export async function launchCommand(
       );
       return { target, display: null, vnc: null, exited, stop };
     }
-    if (Date.now() - startedMs > COMMAND_READY_TIMEOUT_MS) {
+    if (options.abort?.aborted || Date.now() - startedMs > COMMAND_READY_TIMEOUT_MS) {
       await stop();
       throw new VncError("vnc-timeout", {
         ms: COMMAND_READY_TIMEOUT_MS,
@@ -2867,13 +2894,13 @@ const usesToken = (config: Config) =>
  * What launches the VNC server that the configuration asks for. The directory is chosen at each launch: that it cannot
  * be written is then a cause which the page shows, and not the end of the server.
  */
-function chooseLaunch(config: Config, { env, tail, name }: Served): () => Promise<Running> {
+function chooseLaunch(config: Config, { env, tail, name }: Served): Launch {
   const { vnc, vncCommand } = config;
   if (vnc.kind !== "auto" && vncCommand === undefined) return attach(vnc);
-  return async () => {
+  return async (abort) => {
     const { geometry, vncArg: vncArgs, xstartup, keep } = config;
     const runtimeDir = chooseRuntimeDir(name, env);
-    const options = { runtimeDir, geometry, vncArgs, xstartup, env, tail, keep };
+    const options = { runtimeDir, geometry, vncArgs, xstartup, env, tail, keep, abort };
     if (vncCommand === undefined) return launchDesktop(options);
     const own: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
     return launchCommand(vncCommand, vnc.kind === "auto" ? own : vnc, options);
@@ -2956,6 +2983,10 @@ function onStopSignal(stop: () => void): void {
 /** Tells the viewers of a desktop that went down why, in a close code. */
 function closeViewers(supervisor: Supervisor, bridge: Bridge): void {
   const { state, cause } = supervisor.status;
+  // Already at the beginning of the end: when Xvnc is gone, a viewer only learns that it lost it.
+  const isCrash = state === "stopping" && cause !== null && cause !== "logged-out";
+  if (state === "stopping")
+    bridge.closeAll(isCrash ? CLOSE.desktopCrashed : CLOSE.desktopEnded, cause ?? "stopped");
   if (state === "ended") bridge.closeAll(CLOSE.desktopEnded, cause ?? "");
   if (state === "backoff") bridge.closeAll(CLOSE.desktopCrashed, cause ?? "");
   if (state === "failed") bridge.closeAll(CLOSE.gaveUp, cause ?? "");
@@ -3182,7 +3213,8 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
       );
       return 2;
     }
-    console.error(`jupyter-desktop: ${errorText(error)}`);
+    const { path: place, error: why } = error instanceof VncError ? error.reason.detail : {};
+    console.error(`jupyter-desktop: ${place ? `cannot use ${place}: ${why}` : errorText(error)}`);
     return 1;
   }
 }
