@@ -349,7 +349,10 @@ export const OPTIONS = {
   name: {
     type: z
       .string()
-      .regex(/^[\w.-]{1,40}$/, "must be at most 40 letters, digits, dots, hyphens and underscores"),
+      .regex(
+        /^(?!\.{1,2}$)[\w.-]{1,40}$/,
+        "must be at most 40 letters, digits, dots, hyphens and underscores",
+      ),
     group: "Desktop",
     hint: "NAME",
     help: "what this server is called by status and stop, and where --keep finds it again (default: by its address)",
@@ -385,7 +388,7 @@ export const OPTIONS = {
       z
         .string()
         .refine(
-          (value) => /^https?:\/\/[^/\s]+$/i.test(value) && URL.canParse(value),
+          (value) => /^https?:\/\/[^/\\\s?#@,*]+$/i.test(value) && URL.canParse(value),
           "must be an origin such as https://lab.example.org",
         )
         .transform((value) => new URL(value).origin),
@@ -450,7 +453,9 @@ const parserOptions = Object.fromEntries(
   ]),
 );
 
-const byFlag = new Map(specs.map(([name, spec]) => [kebab(name), { name, spec }]));
+const byFlag: ReadonlyMap<string, { name: OptionName; spec: OptionSpec }> = new Map(
+  specs.map(([name, spec]) => [kebab(name), { name, spec }]),
+);
 
 interface FlagToken {
   readonly rawName: string;
@@ -503,25 +508,40 @@ function readEnv(env: NodeJS.ProcessEnv, given: Map<string, RawOption>) {
   }
 }
 
+/** A flag sets the variable of another option aside: a container may set JUPYTER_DESKTOP_PORT for all that it runs. */
+const SETS_ASIDE: readonly (readonly [OptionName, OptionName])[] = [
+  ["port", "unixSocket"],
+  ["host", "unixSocket"],
+  ["unixSocket", "port"],
+  ["unixSocket", "host"],
+  ["tokenFile", "token"],
+  ["tokenFile", "auth"],
+];
+
+function dropSetAside(given: Map<string, RawOption>): void {
+  for (const [flag, variable] of SETS_ASIDE) {
+    if (isFlag(given, flag) && !isFlag(given, variable)) given.delete(variable);
+  }
+}
+
+const isFlag = (given: Given, name: OptionName) => given.get(name)?.from.startsWith("-") ?? false;
+
 type Given = ReadonlyMap<string, RawOption>;
 type Rule = [broken: boolean, problem: string];
 
 /** Rules between the options of who may come in, and where. */
 function accessRules({ unixSocket, auth, allowNoAuth }: Partial<Config>, given: Given): Rule[] {
-  const byFlag = (name: OptionName) => given.get(name)?.from.startsWith("-") ?? false;
-  // A flag wins over the variable of another option too: a container may set JUPYTER_DESKTOP_PORT for all.
-  const clashes = (name: OptionName) => given.has(name) && byFlag(name) === byFlag("unixSocket");
   return [
     ...(["port", "host"] as const).map((name): Rule => [
-      unixSocket !== undefined && clashes(name),
+      unixSocket !== undefined && given.has(name),
       `${both("unixSocket")}: cannot be combined with ${both(name)}`,
     ]),
     [
-      auth === "none" && unixSocket === undefined && !allowNoAuth,
+      auth === "none" && !given.has("unixSocket") && allowNoAuth === false,
       `${both("auth")}: "none" on a TCP address lets in every user of this machine; add ${both("allowNoAuth")} if that is meant`,
     ],
     ...(["token", "tokenFile"] as const).map((name): Rule => [
-      auth === "none" && given.has(name) && byFlag(name) === byFlag("auth"),
+      auth === "none" && given.has(name) && isFlag(given, name) === isFlag(given, "auth"),
       `${both(name)}: is of no use with ${both("auth")} none`,
     ]),
     [
@@ -532,10 +552,8 @@ function accessRules({ unixSocket, auth, allowNoAuth }: Partial<Config>, given: 
 }
 
 /** Rules between the options of the desktop: what cannot be done with somebody else's VNC server is no silence. */
-function desktopRules(
-  { vnc, vncCommand, idleExit, idleStop }: Partial<Config>,
-  given: Given,
-): Rule[] {
+function desktopRules(config: Partial<Config>, given: Given): Rule[] {
+  const { vnc, vncCommand, idleExit, idleStop } = config;
   const attached = vncCommand !== undefined || (vnc !== undefined && vnc.kind !== "auto");
   const attachedBy = vncCommand === undefined ? both("vnc") : both("vncCommand");
   return [
@@ -544,11 +562,11 @@ function desktopRules(
       `${both("idleExit")}: needs ${both("idleStop")} with a time, such as 2h`,
     ],
     ...(["xstartup", "geometry", "vncArg", "keep"] as const).map((name): Rule => [
-      attached && given.has(name),
+      attached && given.has(name) && config[name] !== false,
       `${both(name)}: works only with the VNC server that jupyter-desktop starts itself, not with ${attachedBy}`,
     ]),
     [
-      !attached && given.has("vncPasswordFile"),
+      vnc?.kind === "auto" && !attached && given.has("vncPasswordFile"),
       `${both("vncPasswordFile")}: works only with ${both("vnc")} unix:/path or tcp:host:port; the VNC server that jupyter-desktop starts has no password, it has a private socket`,
     ],
   ];
@@ -596,6 +614,7 @@ export function loadConfig(argv: readonly string[], env: NodeJS.ProcessEnv): Con
   const problems: string[] = [];
   const { given, words } = readFlags(argv, problems);
   readEnv(env, given);
+  dropSetAside(given);
   const command = COMMANDS.find((name) => name === (words[0] ?? "serve"));
   if (!command)
     problems.push(`${words[0]}: there is no such command; there are ${COMMANDS.join(", ")}`);
@@ -754,7 +773,7 @@ function isKnownHost(host: string | undefined, known: readonly string[]): boolea
   return (
     hostname === "localhost" ||
     isIP(hostname.replace(/^\[|\]$/g, "")) !== 0 ||
-    known.includes(hostname)
+    known.some((name) => name.toLowerCase() === hostname)
   );
 }
 
@@ -1388,6 +1407,7 @@ export class Bridge implements SessionOwner {
       this.#refusal = undefined;
     } catch (error) {
       if (error instanceof VncError) this.#refusal = error.reason;
+      this.#changed();
       throw error;
     }
     this.#driver ??= session;
@@ -2080,11 +2100,17 @@ export function xauthority(cookie: Uint8Array): Buffer {
   ]);
 }
 
-/** Turns "cannot write there" into the sentence for it. */
+/** "Cannot write there" as a cause, with what to type: to see what fills the disk, or to get the directory. */
 function placeError(place: string, error: unknown): VncError {
-  if (errorCode(error) === "ENOSPC" || errorCode(error) === "EDQUOT")
-    return new VncError("disk-full", { path: place });
-  return new VncError("unwritable", { path: place, error: errorText(error) });
+  if (errorCode(error) === "ENOSPC" || errorCode(error) === "EDQUOT") {
+    const dir = path.dirname(place);
+    return new VncError("disk-full", {
+      path: place,
+      command: `df -h ${dir}; du -xhd2 ${dir} | sort -h | tail`,
+    });
+  }
+  const command = `sudo install -d -m 700 -o ${process.getuid?.() ?? 0} ${place}`;
+  return new VncError("unwritable", { path: place, error: errorText(error), command });
 }
 
 /** How a child ended, as parameters of a cause. */
@@ -2461,7 +2487,10 @@ function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions):
   const query = new URL(c.req.url).searchParams;
   query.delete("token");
   // Relative, so that it holds behind a proxy that strips a prefix: the last part of the path, or this directory.
-  const here = `./${new URL(c.req.url).pathname.split("/").at(-1)}`;
+  const here =
+    c.req.path.length < samePath(baseUrl).length
+      ? relativeBase(c.req.path, baseUrl) // the cookie is not for the address without the slash
+      : `./${new URL(c.req.url).pathname.split("/").at(-1)}`;
   return c.redirect(query.size > 0 ? `${here}?${query}` : here, 303);
 }
 
@@ -2491,9 +2520,11 @@ const samePath = (written: string) =>
   });
 
 /** From a path under the base back to the base: "./", "../", … */
-const relativeBase = (requestPath: string, baseUrl: string) =>
-  "../".repeat(Math.max(0, requestPath.slice(samePath(baseUrl).length).split("/").length - 1)) ||
-  "./";
+function relativeBase(requestPath: string, baseUrl: string): string {
+  const base = samePath(baseUrl);
+  if (requestPath.length < base.length) return `./${base.split("/").at(-2)}/`; // the base without its slash
+  return "../".repeat(requestPath.slice(base.length).split("/").length - 1) || "./";
+}
 
 function openAssets({ files }: ViewerAssets): Map<string, Asset> {
   return new Map(

@@ -35,6 +35,7 @@ const detailByCause: Record<string, Record<string, unknown>> = {
   stopped: {},
   idle: {},
   "vnc-password": {},
+  "too-many-viewers": { limit: 50 },
   internal: { error: "out of descriptors" },
 };
 
