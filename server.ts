@@ -64,6 +64,7 @@ const GIVE_UP_WINDOW_MS = 120_000;
 const QUICK_EXIT_MS = 5_000; // an xstartup that ends well this fast was put into the background by its author
 const LOG_TAIL_LINES = 40;
 const LOG_LINE_CHARS = 500;
+const SAME_SIGNAL_MS = 500;
 const MAX_FORM_BYTES = 4_096; // of the log-in form, which strangers may send
 const MARK_BYTES = 12;
 const ADOPTED_POLL_MS = 500; // how late the end of a desktop of an earlier server is seen
@@ -1797,6 +1798,8 @@ async function endMarked(mark: string): Promise<void> {
       for (const pid of pids) signalled.add(pid);
       await Bun.sleep(REAP_POLL_MS);
     }
+    // A session manager that is ended leaves its socket.
+    for (const pid of signalled) fs.rmSync(`/tmp/.ICE-unix/${pid}`, { force: true });
   }
 }
 
@@ -1805,7 +1808,10 @@ const REAPER = `trap '' INT TERM HUP; read -r _
 for signal in TERM KILL; do
   found=$(grep -lsze "^${MARK}=$1\\$" /proc/[0-9]*/environ)
   [ -n "$found" ] || break
-  for file in $found; do pid=\${file#/proc/}; kill -"$signal" "\${pid%/environ}" 2>/dev/null; done
+  for file in $found; do
+    pid=\${file#/proc/}; pid=\${pid%/environ}
+    kill -"$signal" "$pid" 2>/dev/null; rm -f "/tmp/.ICE-unix/$pid"
+  done
   sleep 1
 done
 [ "$(cat "$2/mark" 2>/dev/null)" = "$1" ] && rm -rf "$2"`;
@@ -1986,7 +1992,7 @@ const PACKAGES = {
     install: "apt-get install -y --no-install-recommends",
     vnc: "tigervnc-standalone-server",
     desktop:
-      "xfce4 xfce4-terminal dbus-x11 x11-xserver-utils adwaita-icon-theme fonts-dejavu-core libgl1-mesa-dri",
+      "xfce4 xfce4-terminal dbus-x11 x11-xserver-utils adwaita-icon-theme librsvg2-common fonts-dejavu-core libgl1-mesa-dri",
   },
   dnf: {
     install: "dnf install -y",
@@ -2043,26 +2049,26 @@ export interface Xvnc {
   readonly version: string;
 }
 
+/** All that a program prints when it is asked with one argument. */
+async function ask(file: string, argument: string): Promise<string> {
+  const child = Bun.spawn([file, argument], {
+    stdio: ["ignore", "pipe", "pipe"],
+    timeout: DIAL_TIMEOUT_MS,
+  });
+  const said = [new Response(child.stdout).text(), new Response(child.stderr).text()];
+  return (await Promise.all(said)).join("\n");
+}
+
 /** The VNC server on this machine, told apart by what it says of itself. */
 export async function findXvnc(pathList: string): Promise<Xvnc | undefined> {
   const names = ["Xtigervnc", "Xvnc"].map((name) => Bun.which(name, { PATH: pathList }));
-  for (const file of [...names, Bun.which("/opt/TurboVNC/bin/Xvnc")]) {
-    if (!file) continue;
-    const asked = Bun.spawn([file, "-version"], {
-      stdio: ["ignore", "pipe", "pipe"],
-      timeout: DIAL_TIMEOUT_MS,
-    });
-    const said = (
-      await Promise.all([new Response(asked.stdout).text(), new Response(asked.stderr).text()])
-    ).join("\n");
-    const match = /(TigerVNC|TurboVNC).*?(\d+(?:\.\d+)+)/.exec(said);
-    return {
-      file,
-      kind: match?.[1] === "TurboVNC" ? "TurboVNC" : match ? "TigerVNC" : "Xvnc",
-      version: match?.[2] ?? "",
-    };
-  }
-  return undefined;
+  const file = [...names, Bun.which("/opt/TurboVNC/bin/Xvnc")].find((found) => found !== null);
+  if (!file) return undefined;
+  const banner = /(TigerVNC|TurboVNC).*?(\d+(?:\.\d+)+)/;
+  // TigerVNC 1.15 says nothing to -version.
+  const match = banner.exec(await ask(file, "-version")) ?? banner.exec(await ask(file, "-help"));
+  const kind = match?.[1] === "TurboVNC" ? "TurboVNC" : match ? "TigerVNC" : "Xvnc";
+  return { file, kind, version: match?.[2] ?? "" };
 }
 
 export function xvncArgs(xvnc: Xvnc, options: DesktopOptions): string[] {
@@ -2803,10 +2809,15 @@ interface Check {
 
 /** What OpenGL programs would draw with: Xvnc's own GLX renders in software, with Mesa. */
 function openGlCheck(pathList: string): Check {
-  const pattern = new Bun.Glob("{*-linux-gnu*/,}{dri/,}{swrast_dri,libgallium-*}.so");
-  const mesa = ["/usr/lib", "/usr/lib64"]
-    .filter(isDir)
-    .some((dir) => !pattern.scanSync({ cwd: dir, onlyFiles: false }).next().done);
+  const mesa = ["lib/*-linux-gnu/", "lib64/", "lib/"]
+    .flatMap((dir) => [
+      `${dir}dri/swrast_dri.so`,
+      `${dir}libgallium-*.so`,
+      `${dir}dri/libgallium-*.so`,
+    ])
+    .some(
+      (pattern) => !new Bun.Glob(pattern).scanSync({ cwd: "/usr", onlyFiles: false }).next().done,
+    );
   const gpu = fs.existsSync("/dev/nvidia0")
     ? "an NVIDIA GPU"
     : fs.existsSync("/dev/dri")
@@ -2999,15 +3010,33 @@ function announce(config: Config, url: URL, env: NodeJS.ProcessEnv): void {
   }
 }
 
-/** Calls `stop` at the first signal that asks to stop; a second one ends the process at once. */
+/** Calls `stop` when a signal asks to stop; a second one, later, ends the process at once. */
 function onStopSignal(stop: () => void): void {
-  let asked = false;
+  let askedMs: number | undefined;
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     process.on(signal, () => {
-      if (asked) process.exit(128 + os.constants.signals[signal]);
-      asked = true;
+      // One Ctrl-C comes twice: from the terminal, and passed on by `bun run`.
+      if (askedMs !== undefined && performance.now() - askedMs > SAME_SIGNAL_MS)
+        process.exit(128 + os.constants.signals[signal]);
+      askedMs ??= performance.now();
       stop();
     });
+  }
+  const npx = npxAbove(process.ppid);
+  if (npx === undefined) return;
+  const watch = setInterval(() => processStart(npx) === undefined && stop(), ADOPTED_POLL_MS);
+  watch.unref();
+}
+
+/** The npx that started this server, if one did: its shell in between passes no SIGTERM on, so that it is watched. */
+function npxAbove(pid: number): number | undefined {
+  try {
+    if (pid <= 1) return undefined;
+    if (/^npm (exec|run)/.test(fs.readFileSync(`/proc/${pid}/cmdline`, "latin1"))) return pid;
+    const status = fs.readFileSync(`/proc/${pid}/status`, "latin1");
+    return npxAbove(Number(/^PPid:\s*(\d+)/m.exec(status)?.[1]));
+  } catch {
+    return undefined; // an ancestor ended meanwhile
   }
 }
 

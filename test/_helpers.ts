@@ -134,11 +134,31 @@ export async function openWebSocket(url: string | URL, options: Bun.WebSocketOpt
 export const asUser = (uid: number) =>
   `setpriv --reuid=${uid} --regid=${uid} --clear-groups --`.split(" ");
 
+/** Bun and the server where every user can read them: the checkout, or npx's Bun, may be in a closed home. */
+const forAll = (() => {
+  let command: [string, string] | undefined;
+  return () => {
+    if (command) return command;
+    const dir = fs.mkdtempSync("/tmp/jd-all-");
+    process.on("exit", () => fs.rmSync(dir, { recursive: true, force: true }));
+    command = [path.join(dir, "bun"), path.join(dir, "server.js")];
+    fs.copyFileSync(process.execPath, command[0]);
+    const build = [process.execPath, "build", SERVER, "--target", "bun", "--outfile", command[1]];
+    const { success, stderr } = Bun.spawnSync(build);
+    if (!success) throw new Error(stderr.toString());
+    fs.chmodSync(dir, 0o755);
+    return command;
+  };
+})();
+
 /** `bun server.ts` with these arguments in an environment of its own; `as` is what runs it. */
 export function spawnServer(args: string[], env: Record<string, string> = {}, as: string[] = []) {
   const tmp = tempDir();
   const own = { PATH: process.env.PATH, HOME: tmp.path, TMPDIR: tmp.path };
-  const child = Bun.spawn([...as, process.execPath, SERVER, ...args], {
+  const isOther = as.some((word) => word.includes("setpriv"));
+  const command = isOther ? forAll() : [process.execPath, SERVER];
+  const child = Bun.spawn([...as, ...command, ...args], {
+    cwd: isOther ? "/" : process.cwd(),
     env: { ...own, JUPYTER_DESKTOP_TOKEN: TOKEN, ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
