@@ -11,7 +11,10 @@ export type Desk = Awaited<ReturnType<typeof startServer>>;
 
 const ROOT = path.join(import.meta.dir, "../..");
 export const ARTIFACTS = path.join(ROOT, "test/artifacts");
-export const README_PICTURE = path.join(ROOT, "docs/desktop.png");
+export const README_PICTURE = path.join(
+  ROOT,
+  process.env.UPDATE_SCREENSHOT === "1" ? "docs/desktop.png" : "test/artifacts/readme.png",
+);
 export const SIZE = { width: 1280, height: 800 };
 /** On a machine that builds something else at the same time, XFCE takes many times its two seconds. */
 export const SLOW_MS = 40_000;
