@@ -1230,7 +1230,8 @@ export class Session {
     this.#early = EMPTY;
     browser.send(early);
     this.#lastInputMs = this.#heardMs = Date.now();
-    this.#heart = setInterval(() => this.#beat(browser), HEARTBEAT_MS);
+    const beatMs = Math.min(HEARTBEAT_MS, this.#owner.idleDisconnectMs || HEARTBEAT_MS);
+    this.#heart = setInterval(() => this.#beat(browser), beatMs);
     this.#vnc?.resume();
   }
 
@@ -1328,6 +1329,11 @@ export class Session {
   browserClosed(code: number, reason: string): void {
     clearInterval(this.#heart);
     this.end(code, reason || "the viewer left");
+  }
+
+  /** Did it get as far as a WebSocket? */
+  get isOpen(): boolean {
+    return this.#browser !== undefined;
   }
 
   get outcome(): { code: number; reason: string } | undefined {
@@ -1428,7 +1434,8 @@ export class Bridge implements SessionOwner {
 
   ended(session: Session): void {
     this.#sessions.delete(session);
-    this.#log("info", "viewer left", { ...session.outcome, viewers: this.size });
+    if (session.isOpen)
+      this.#log("info", "viewer left", { ...session.outcome, viewers: this.size });
     if (this.#driver === session) {
       const lastUsedFirst = [...this.#sessions].sort((a, b) => b.lastInputMs - a.lastInputMs);
       this.#driver = lastUsedFirst[0];

@@ -11,7 +11,7 @@ missing=
 for package in $servers $desktops $lockers; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' && continue
   # xfce4-screensaver is not in every release: what the archive does not have is not asked for.
-  apt-cache show "$package" >/dev/null 2>&1 && missing="$missing $package"
+  apt-cache show "$package" 2>/dev/null | grep -q "^Package:" && missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then
