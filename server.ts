@@ -2134,7 +2134,7 @@ const exitDetail = (child: Subprocess, startedMs: number): Cause["detail"] => ({
 });
 
 /** The script that starts the desktop: the option's, the user's own, or the bundled one (undefined). */
-function chooseXstartup(options: DesktopOptions): string | undefined {
+function chooseXstartup(options: Pick<DesktopOptions, "xstartup" | "env">): string | undefined {
   if (options.xstartup) return options.xstartup;
   const { HOME = "/", XDG_CONFIG_HOME = path.join(HOME, ".config") } = options.env;
   const own = [path.join(HOME, ".vnc/xstartup"), path.join(XDG_CONFIG_HOME, "tigervnc/xstartup")];
@@ -2741,11 +2741,12 @@ function statusStream(c: Context<Env>, options: AppOptions): Response {
 // Installs what is missing, by the machine's own package manager.
 
 /** The groups of packages without which there is no desktop here. */
-async function missingGroups(env: NodeJS.ProcessEnv): Promise<PackageGroup[]> {
+async function missingGroups(config: Config, env: NodeJS.ProcessEnv): Promise<PackageGroup[]> {
   const pathList = `${SYSTEM_PATH}:${env.PATH ?? ""}`;
   const missing: PackageGroup[] = [];
   if (!(await findXvnc(pathList))) missing.push("vnc");
-  if (!findDesktop(pathList)) missing.push("desktop");
+  const own = chooseXstartup({ xstartup: config.xstartup, env });
+  if (!own && !findDesktop(pathList)) missing.push("desktop");
   return missing;
 }
 
@@ -2769,7 +2770,7 @@ async function setup(
   env: NodeJS.ProcessEnv,
   say: (line: string) => void,
 ): Promise<number> {
-  const missing = await missingGroups(env);
+  const missing = await missingGroups(config, env);
   if (missing.length === 0) return 0;
   const lines = installLines(missing);
   if (!lines) {
@@ -3246,6 +3247,27 @@ async function control(
   return found.length === 0 || (config.command === "stop" && found.length > 1) ? 1 : 0;
 }
 
+/** The subcommands. Resolves with the exit code. */
+async function runCommand(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
+  switch (config.command) {
+    case "setup":
+      return setup(config, env, console.error);
+    case "doctor":
+      return doctor(env, console.log);
+    case "status":
+    case "stop":
+      return control(config, env, console.log);
+  }
+  if (config.keep && process.pid === 1) {
+    const why = "a container ends with its first process, so that nothing can be kept";
+    throw new UsageError([`${both("keep")}: ${why}`]);
+  }
+  // At a terminal somebody is there to be asked; Jupyter's or a container's server installs nothing by itself.
+  const isOwn = config.vnc.kind === "auto" && config.vncCommand === undefined;
+  const code = isOwn && process.stdin.isTTY ? await setup(config, env, console.error) : 0;
+  return code === 0 ? serve(config, env) : code;
+}
+
 /** Runs the command line; resolves with the exit code. */
 export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
   if (Bun.semver.order(Bun.version, MIN_BUN) < 0) {
@@ -3255,29 +3277,20 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     return 1;
   }
   // These answer whatever else is wrong on the line.
-  if (argv.some((word) => word === "--help" || word === "-h")) {
+  if (argv.includes("--help") || argv.includes("-h")) {
     process.stdout.write(renderHelp());
     return 0;
   }
-  if (argv.some((word) => word === "--version" || word === "-V")) {
+  if (argv.includes("--version") || argv.includes("-V")) {
     console.log(VERSION);
     return 0;
   }
   try {
-    const config = loadConfig(argv, env);
-    if (config.command === "setup") return await setup(config, env, console.error);
-    if (config.command === "doctor") return await doctor(env, console.log);
-    if (config.command !== "serve") return await control(config, env, console.log);
-    if (config.keep && process.pid === 1)
-      throw new UsageError([
-        "--keep: a container ends with its first process, so that nothing can be kept",
-      ]);
-    return await serve(config, env);
+    return await runCommand(loadConfig(argv, env), env);
   } catch (error) {
     if (error instanceof UsageError) {
-      console.error(
-        `${error.problems.map((problem) => `jupyter-desktop: ${problem}`).join("\n")}\nFor all options: jupyter-desktop --help`,
-      );
+      const problems = error.problems.map((problem) => `jupyter-desktop: ${problem}`);
+      console.error([...problems, "For all options: jupyter-desktop --help"].join("\n"));
       return 2;
     }
     const { path: place, error: why } = error instanceof VncError ? error.reason.detail : {};

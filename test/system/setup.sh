@@ -3,7 +3,7 @@
 # the lock screens that must not lock. Debian 12 alone: its versions are what the README's table names.
 set -eu
 
-servers="x11vnc xvfb tightvncserver qemu-system-x86 seabios wayvnc sway foot wl-clipboard autocutsel"
+servers="x11vnc xvfb tightvncserver xfonts-base qemu-system-x86 seabios wayvnc sway foot wl-clipboard autocutsel"
 desktops="lxqt-core lxqt-notificationd openbox qterminal mate-desktop-environment-core mate-terminal icewm icewm-common"
 lockers="light-locker mate-screensaver xscreensaver xfce4-screensaver"
 
