@@ -43,6 +43,7 @@ export const VERSION = packageJson.version;
 const MIN_BUN = "1.4.4";
 const DEFAULT_PORT = 6080; // noVNC's and websockify's, so that people guess right
 const DIAL_TIMEOUT_MS = 5_000; // a live local VNC server greets in a few ms
+const BUSY_SOCKET_MS = 1_000; // Xvnc's queue holds five, and all pages come back at the same moment
 const COMMAND_READY_TIMEOUT_MS = 30_000; // a --vnc-command may be a slow wrapper: Debian's waits as long itself
 const XVNC_READY_TIMEOUT_MS = 15_000; // Xvnc takes 50 ms; a cold network disk takes seconds
 const PRE_OPEN_BYTES = 4_096; // what a VNC server may say before the browser speaks: greeting and security types
@@ -1139,9 +1140,7 @@ export class Session {
       DIAL_TIMEOUT_MS,
     );
     try {
-      void connect(target, vncHandlers, this).catch((error) =>
-        this.end(CLOSE.vncLost, errorText(error)),
-      );
+      void this.#reach(target);
       const greeting = await this.#read(RFB_GREETING_BYTES);
       if (!isRfbGreeting(greeting)) throw new VncError("not-vnc", { target: name });
       if (password === undefined) this.#early = Buffer.concat([greeting, this.#early]);
@@ -1156,6 +1155,22 @@ export class Session {
       });
     } finally {
       clearTimeout(timer);
+    }
+  }
+
+  /** Connects. A unix socket refuses whoever comes while its queue is full, as one does without a server behind it. */
+  async #reach(target: Target): Promise<void> {
+    for (
+      const deadline = Date.now() + BUSY_SOCKET_MS;
+      !this.#ended;
+      await Bun.sleep(REAP_POLL_MS)
+    ) {
+      try {
+        return void (await connect(target, vncHandlers, this));
+      } catch (error) {
+        const mayBeBusy = target.kind === "unix" && errorCode(error) === "ECONNREFUSED";
+        if (!mayBeBusy || Date.now() > deadline) this.end(CLOSE.vncLost, errorText(error));
+      }
     }
   }
 
@@ -1500,6 +1515,15 @@ const FINAL_CAUSES: ReadonlySet<string> = new Set([
 const NOISE =
   /^ *(EncodeManager|ComparingUpdateTracker|TcpSocket|Connections|VNCSConnST|SConnection|XserverDesktop):|^ {10,}|^\[mi\]/;
 
+/** A file's text; empty without one: a cleaner of /tmp takes what is old, or its writer was killed before. */
+function readIfThere(file: string): string {
+  try {
+    return fs.readFileSync(file, "utf8");
+  } catch {
+    return "";
+  }
+}
+
 /** The last lines of what VNC server and desktop printed, for the page. */
 export class LogTail {
   #lines: { from: string; line: string }[] = [];
@@ -1515,7 +1539,7 @@ export class LogTail {
   lines(from?: "vnc" | "desktop"): string[] {
     if (this.#file === undefined)
       return this.#lines.flatMap((entry) => (!from || entry.from === from ? [entry.line] : []));
-    const lines = fs.readFileSync(this.#file, "utf8").split("\n");
+    const lines = readIfThere(this.#file).split("\n");
     return lines.filter((line) => line.trim() && !NOISE.test(line)).slice(-LOG_TAIL_LINES);
   }
 
@@ -1706,13 +1730,22 @@ export class Supervisor {
   /** After it came to its end by itself: a log-out ends it, anything else is tried again, ever later. */
   #fell(cause: Cause): void {
     if (cause.code === "logged-out") return this.#enter("ended", cause);
+    const isLast = this.isLast(cause.code);
     const now = Date.now();
-    this.#failures = [...this.#failures.filter((at) => now - at < GIVE_UP_WINDOW_MS), now];
-    if (FINAL_CAUSES.has(cause.code) || this.#failures.length >= GIVE_UP_FAILURES)
-      return this.#enter("failed", cause);
+    this.#failures = [...this.#recent(), now];
+    if (isLast) return this.#enter("failed", cause);
     const wait = backoffMs(this.#failures.length);
     this.#retry = { at: now + wait, timer: setTimeout(() => void this.#begin(), wait) };
     this.#enter("backoff", cause);
+  }
+
+  /** Would a failure for this cause, now, be one that is not tried again? */
+  isLast(cause: string): boolean {
+    return FINAL_CAUSES.has(cause) || this.#recent().length + 1 >= GIVE_UP_FAILURES;
+  }
+
+  #recent(): number[] {
+    return this.#failures.filter((at) => Date.now() - at < GIVE_UP_WINDOW_MS);
   }
 
   #cancelRetry(): void {
@@ -1823,21 +1856,27 @@ for signal in TERM KILL; do
 done
 [ "$(cat "$2/mark" 2>/dev/null)" = "$1" ] && rm -rf "$2"`;
 
+/** Where the mark of an earlier server's desktop is moved to, so that its reaper leaves the directory alone. */
+const EARLIER_MARK = "mark.before";
+
 /**
  * Makes the runtime directory, and a tiny process that ends what carries the mark and removes the directory once
  * this server is gone. The file `mark` in it tells whose it is, should another server have taken it over by then.
  * With `keep` there is no such process: the desktop is to outlive a server that was killed.
  */
-function startReaper(
+async function startReaper(
   mark: string,
   { runtimeDir, keep }: DesktopOptions,
-): { stop(): Promise<void> } {
+): Promise<{ stop(): Promise<void> }> {
+  const before = ["mark", EARLIER_MARK].map((name) => readIfThere(path.join(runtimeDir, name)));
   try {
     fs.mkdirSync(runtimeDir, { mode: 0o700, recursive: true });
     fs.writeFileSync(path.join(runtimeDir, "mark"), mark, { mode: 0o600 });
   } catch (error) {
     throw placeError(runtimeDir, error);
   }
+  // What a killed server left: with --keep nobody else ends it, and an Xvnc that ends later removes the new socket.
+  for (const old of before) if (/^[0-9a-f]{24}$/.test(old)) await endMarked(old);
   if (keep) return { stop: () => endKept(mark, runtimeDir) };
   const reaper = Bun.spawn(["/bin/sh", "-c", REAPER, "jupyter-desktop-reaper", mark, runtimeDir], {
     stdio: ["pipe", "ignore", "ignore"],
@@ -1893,17 +1932,18 @@ function readKept(runtimeDir: string): KeptDesktop | undefined {
   }
 }
 
+const isAlive = ({ vncPid, vncStart, sessionPid, sessionStart }: KeptDesktop) =>
+  processStart(vncPid) === vncStart && processStart(sessionPid) === sessionStart;
+
 /** The desktop that an earlier server left, if it is alive and is the one that the file tells of. */
 async function adoptKept({ runtimeDir, tail }: DesktopOptions): Promise<Running | undefined> {
   const kept = readKept(runtimeDir);
   if (!kept) return undefined;
-  const { mark, display, vnc, vncPid, sessionPid, vncStart, sessionStart } = kept;
+  const { mark, display, vnc, vncPid, sessionPid, vncStart } = kept;
   const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
   const pids = markedPids(mark);
-  const isAlive = () =>
-    processStart(vncPid) === vncStart && processStart(sessionPid) === sessionStart;
   if (
-    !isAlive() ||
+    !isAlive(kept) ||
     !pids.includes(vncPid) ||
     !pids.includes(sessionPid) ||
     !(await isListening(target))
@@ -1915,7 +1955,7 @@ async function adoptKept({ runtimeDir, tail }: DesktopOptions): Promise<Running 
   // It is no child of this server, so that its end must be looked for.
   const { promise: exited, resolve } = Promise.withResolvers<Cause>();
   const watch = setInterval(() => {
-    if (isAlive()) return;
+    if (isAlive(kept)) return;
     clearInterval(watch);
     const isVnc = processStart(vncPid) !== vncStart;
     resolve({
@@ -2095,7 +2135,13 @@ export function xvncArgs(xvnc: Xvnc, options: DesktopOptions): string[] {
   ];
   // TigerVNC opens a TCP port for all unless told not to (GHSA-vrq4-9hc3-cgp7); TurboVNC opens none and refuses -1.
   if (xvnc.kind !== "TurboVNC")
-    own.push(["-rfbport", "-1"], ["-AcceptSetDesktopSize=1"], ["-SendPrimary=0"]);
+    own.push(
+      ["-rfbport", "-1"],
+      ["-AcceptSetDesktopSize=1"],
+      ["-SendPrimary=0"],
+      // All viewers come from one host to it: five that left early would lock out everybody for seconds.
+      ["-BlacklistThreshold=1000000"],
+    );
   return [...own.flat(), ...options.vncArgs];
 }
 
@@ -2248,7 +2294,7 @@ export async function launchDesktop(options: DesktopOptions): Promise<Running> {
   const xvnc = await findXvnc(`${options.env.PATH ?? ""}:${SYSTEM_PATH}`);
   if (!xvnc) throw new VncError("no-vnc-server", { command: installCommand("vnc", "desktop") });
   const mark = randomBytes(MARK_BYTES).toString("hex");
-  const { stop } = startReaper(mark, options);
+  const { stop } = await startReaper(mark, options);
   try {
     const env = prepareDisplay(options, mark);
     const server = await startXvnc(xvnc, options, env);
@@ -2288,7 +2334,7 @@ export async function launchCommand(
   options: DesktopOptions,
 ): Promise<Running> {
   const mark = randomBytes(MARK_BYTES).toString("hex");
-  const { stop } = startReaper(mark, options);
+  const { stop } = await startReaper(mark, options);
   const startedMs = Date.now();
   // The user's environment but for our secrets: the command may be for the display of this very session.
   const {
@@ -2355,9 +2401,10 @@ export function chooseRuntimeDir(name: string, env: NodeJS.ProcessEnv): string {
       fs.mkdirSync(place, { mode: 0o700, recursive: true });
       const stat = fs.lstatSync(place);
       // Anyone may make a directory of this name in /tmp before us, and read what we then put there.
-      if (!stat.isDirectory() || stat.uid !== uid || (stat.mode & 0o077) !== 0) {
+      if (!stat.isDirectory() || stat.uid !== uid || (stat.mode & 0o022) !== 0) {
         throw new Error("it is not a private directory of this user (mode 0700)");
       }
+      fs.chmodSync(place, 0o700);
       fs.mkdirSync(dir, { mode: 0o700, recursive: true });
       const probe = path.join(dir, "probe");
       fs.writeFileSync(probe, "x".repeat(4096)); // a full disk takes names, but no content
@@ -3048,13 +3095,17 @@ function npxAbove(pid: number): number | undefined {
   }
 }
 
+/** The close code for a desktop that begins to go down for this cause; without one it was asked to. */
+function endingCode(supervisor: Supervisor, cause: string | null): number {
+  if (cause === null || cause === "logged-out") return CLOSE.desktopEnded;
+  return supervisor.isLast(cause) ? CLOSE.gaveUp : CLOSE.desktopCrashed;
+}
+
 /** Tells the viewers of a desktop that went down why, in a close code. */
 function closeViewers(supervisor: Supervisor, bridge: Bridge): void {
   const { state, cause } = supervisor.status;
   // Already at the beginning of the end: when Xvnc is gone, a viewer only learns that it lost it.
-  const isCrash = state === "stopping" && cause !== null && cause !== "logged-out";
-  if (state === "stopping")
-    bridge.closeAll(isCrash ? CLOSE.desktopCrashed : CLOSE.desktopEnded, cause ?? "stopped");
+  if (state === "stopping") bridge.closeAll(endingCode(supervisor, cause), cause ?? "stopped");
   if (state === "ended") bridge.closeAll(CLOSE.desktopEnded, cause ?? "");
   if (state === "backoff") bridge.closeAll(CLOSE.desktopCrashed, cause ?? "");
   if (state === "failed") bridge.closeAll(CLOSE.gaveUp, cause ?? "");
@@ -3096,8 +3147,21 @@ function chooseToken(
   const fresh = randomBytes(TOKEN_BYTES).toString("base64url");
   if (!config.keep) return fresh;
   const file = path.join(chooseRuntimeDir(name, env), "token");
-  if (!fs.existsSync(file)) fs.writeFileSync(file, fresh, { mode: 0o600 });
-  return fs.readFileSync(file, "utf8");
+  const kept = readIfThere(file);
+  if (kept.length === fresh.length) return kept;
+  fs.writeFileSync(file, fresh, { mode: 0o600 });
+  return fresh;
+}
+
+/** @throws Error when a live server has this name: two of them would share one directory, and one desktop. */
+async function refuseSecond({ name, env }: Pick<Served, "env" | "name">): Promise<void> {
+  for (const place of runtimePlaces(env)) {
+    const control: Target = { kind: "unix", path: path.join(place, name, "control.sock") };
+    if (await isListening(control))
+      throw new Error(
+        `another server of the name ${name} runs here: stop it, or add another --name`,
+      );
+  }
 }
 
 /** A second listener of this server, private to its user, for the status and stop commands. */
@@ -3106,7 +3170,11 @@ async function listenControl(
   fetch: Fetch,
 ): Promise<Server<Session> | undefined> {
   try {
-    return await listenUnix(path.join(chooseRuntimeDir(name, env), "control.sock"), fetch);
+    const dir = chooseRuntimeDir(name, env);
+    // The reaper of a server that was killed just now must not take this directory along.
+    const mark = path.join(dir, "mark");
+    if (fs.existsSync(mark)) fs.renameSync(mark, path.join(dir, EARLIER_MARK));
+    return await listenUnix(path.join(dir, "control.sock"), fetch);
   } catch (error) {
     log("warn", "no control socket: the status and stop commands will not find this server", {
       error: errorText(error),
@@ -3123,6 +3191,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   let handler: Fetch = () => new Response("starting\n", { status: 503 });
   const server = await listen(config, (request, self) => handler(request, self));
   const name = config.name ?? defaultName(config, server.port ?? 0);
+  await refuseSecond({ env, name });
   const token = chooseToken(config, { env, name });
   const secrets = [token, config.vncPassword].flatMap((secret) => secret || []);
   const log = createLog(config.logLevel, secrets, (line) => process.stderr.write(line));
@@ -3213,7 +3282,8 @@ async function findServers(config: Config, env: NodeJS.ProcessEnv) {
   );
   const asked = named.map(async (dir) => {
     const status = await askServer(dir, "status");
-    const kept = status === undefined ? readKept(dir) : undefined;
+    const left = status === undefined ? readKept(dir) : undefined;
+    const kept = left && isAlive(left) ? left : undefined;
     return {
       dir,
       name: path.basename(dir),
