@@ -323,7 +323,7 @@ export function spawnBridge(peer: Peer, server: string, to: { target: Target; ki
   if (peer === "lighttpd") return spawnLighttpd(target, kind);
   if (peer === "raw socket") return spawnRawSocket(target, kind);
   const vnc = kind === "unix" ? `unix:${target.unix}` : `tcp:127.0.0.1:${target.tcp}`;
-  return spawnOurs(server, ["--vnc", vnc]);
+  return spawnOurs(server, ["--max-viewers", "1000", "--vnc", vnc]);
 }
 
 export function endpointOf(peer: Peer, port: number): Endpoint {
