@@ -1151,7 +1151,7 @@ export class Session {
       if (error instanceof VncError) throw error;
       throw new VncError("vnc-unreachable", {
         target: name,
-        error: this.#ended?.reason ?? errorText(error),
+        error: errorText(error),
       });
     } finally {
       clearTimeout(timer);
@@ -1194,11 +1194,17 @@ export class Session {
       version === 3
         ? [(await this.#read(4)).readUInt32BE()]
         : [...(await this.#read((await this.#read(1)).readUInt8()))];
+    // None at all, or 0 in RFB 3.3: it refuses, and says why (too many wrong passwords, mostly).
+    if (!offered[0]) throw new Error(await this.#readText());
     const type = [VNC_AUTH, NO_AUTH].find((known) => offered.includes(known));
     if (type === undefined)
       throw new VncError("vnc-password", { error: "the VNC server offers no VncAuth" });
     if (version !== 3) this.#vnc?.write(Uint8Array.of(type));
     return type;
+  }
+
+  async #readText(): Promise<string> {
+    return (await this.#read((await this.#read(4)).readUInt32BE())).toString();
   }
 
   #untilChange(): Promise<void> {
@@ -1209,7 +1215,7 @@ export class Session {
 
   async #read(count: number): Promise<Buffer> {
     while (this.#early.length < count && !this.#ended) await this.#untilChange();
-    if (this.#ended) throw new Error(this.#ended.reason);
+    if (this.#early.length < count) throw new Error(this.#ended?.reason); // its last words may be there still
     const bytes = this.#early.subarray(0, count);
     this.#early = this.#early.subarray(count);
     return bytes;
@@ -2324,8 +2330,30 @@ async function isListening(target: Target): Promise<boolean> {
   }
 }
 
+/** Does a VNC server greet there? Silence counts as one: dial() tells what it is. */
+async function greets(target: Target): Promise<boolean> {
+  const { promise, resolve } = Promise.withResolvers<boolean>();
+  const timer = setTimeout(() => resolve(true), DIAL_TIMEOUT_MS);
+  try {
+    // It is heard out: wayvnc 0.5 dies of a connection that ends before its greeting.
+    const no = () => resolve(false);
+    const socket = await connect(
+      target,
+      { data: () => resolve(true), close: no, error: no },
+      undefined,
+    );
+    const greeted = await promise;
+    socket.end();
+    return greeted;
+  } catch {
+    return false;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /**
- * Starts the user's own command and waits until something listens on the target.
+ * Starts the user's own command and waits until a VNC server greets on the target.
  * @throws VncError
  */
 export async function launchCommand(
@@ -2354,7 +2382,7 @@ export async function launchCommand(
   void options.tail.follow(child.stderr, "vnc");
   // A wrapper such as vncserver may end well and leave the server running, so only a failure ends the wait.
   while (child.signalCode === null && (child.exitCode === null || child.exitCode === 0)) {
-    if (await isListening(target)) {
+    if (await greets(target)) {
       const exited = child.exited.then((code) =>
         code === 0 && markedPids(mark).length > 0
           ? new Promise<Cause>(() => {})

@@ -63,7 +63,12 @@ export function noticeForStop(
 
 /** What the page says when the desktop runs, but the way to it failed; the server may know why. */
 export function noticeForRetry(status: Status | null, text: Text): Notice {
-  const why = status?.cause ? [causeSentence(status.cause, status.detail, text)] : [];
+  const why = status?.cause
+    ? [
+        causeSentence(status.cause, status.detail, text),
+        ...detailSentences(status.cause, status.detail, text),
+      ]
+    : [];
   return simpleNotice(text("lost.title"), [...why, text("lost.body")]);
 }
 

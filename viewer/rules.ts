@@ -118,6 +118,10 @@ export function decide(ending: Ending | null, reply: Reply): Decision {
     return { next: "stop", why: "protocol" };
   }
   if (reply.kind === "status") {
+    // The same wrong password again and again would have VNC lock this server out.
+    if (reply.status.state === "ready" && reply.status.cause === "vnc-password") {
+      return { next: "check" };
+    }
     return decideByState(reply.status.state, ending === null);
   }
   if (ending?.code === closeCodes.ended || ending?.code === closeCodes.gaveUp) {

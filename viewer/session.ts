@@ -324,8 +324,11 @@ export class Session {
   }
 
   #waitingNotice(): Notice {
-    return this.#status === null
-      ? noticeForUnreachable(this.#ports.isOnline(), this.#ports.text)
+    if (this.#status === null) {
+      return noticeForUnreachable(this.#ports.isOnline(), this.#ports.text);
+    }
+    return this.#status.state === "ready"
+      ? noticeForRetry(this.#status, this.#ports.text)
       : noticeForStatus(this.#status, this.#ports.text);
   }
 
