@@ -134,12 +134,15 @@ export async function openWebSocket(url: string | URL, options: Bun.WebSocketOpt
 export const asUser = (uid: number) =>
   `setpriv --reuid=${uid} --regid=${uid} --clear-groups --`.split(" ");
 
-/** Bun and the server where every user can read them: the checkout, or npx's Bun, may be in a closed home. */
+/**
+ * Bun and the server where every user can read them, also with another /tmp: the checkout, or npx's Bun, may be in a
+ * closed home or in /tmp.
+ */
 const forAll = (() => {
   let command: [string, string] | undefined;
   return () => {
     if (command) return command;
-    const dir = fs.mkdtempSync("/tmp/jd-all-");
+    const dir = fs.mkdtempSync("/var/tmp/jd-all-");
     process.on("exit", () => fs.rmSync(dir, { recursive: true, force: true }));
     command = [path.join(dir, "bun"), path.join(dir, "server.js")];
     fs.copyFileSync(process.execPath, command[0]);
@@ -155,7 +158,7 @@ const forAll = (() => {
 export function spawnServer(args: string[], env: Record<string, string> = {}, as: string[] = []) {
   const tmp = tempDir();
   const own = { PATH: process.env.PATH, HOME: tmp.path, TMPDIR: tmp.path };
-  const isOther = as.some((word) => word.includes("setpriv"));
+  const isOther = as.length > 0;
   const command = isOther ? forAll() : [process.execPath, SERVER];
   const child = Bun.spawn([...as, ...command, ...args], {
     cwd: isOther ? "/" : process.cwd(),
