@@ -700,7 +700,7 @@ describe("Viewers", () => {
     await reached(server, "ready");
     const proc = `/proc/${server.child.pid}`;
     const descriptors = () => fs.readdirSync(`${proc}/fd`).length;
-    const kib = () => Number(/^Pss: +(\d+) kB$/m.exec(read(`${proc}/smaps_rollup`))?.[1]);
+    const kib = () => Number(/^Pss_Anon: +(\d+) kB$/m.exec(read(`${proc}/smaps_rollup`))?.[1]);
     const round = async () => {
       const viewers = Array.from({ length: 50 }, async (_, i) => {
         if (i % 5 === 4) return rude(server.url);

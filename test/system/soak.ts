@@ -191,7 +191,7 @@ async function statusOf(server: Server) {
 }
 
 const pssKib = (pid: number | string) =>
-  Number(/^Pss: +(\d+) kB$/m.exec(read(`/proc/${pid}/smaps_rollup`))?.[1]);
+  Number(/^Pss_Anon: +(\d+) kB$/m.exec(read(`/proc/${pid}/smaps_rollup`))?.[1]);
 
 /** How many descriptors a process holds, once it lets go of no more; what draws comes and goes meanwhile. */
 async function settled(pid: number | string) {
@@ -218,8 +218,8 @@ async function measure(server: Server, xvnc: string) {
   return {
     "descriptors of the server": await settled(server.child.pid),
     "descriptors of Xvnc": await settled(xvnc),
-    "KiB of the server (PSS)": pssKib(server.child.pid),
-    "KiB of Xvnc (PSS)": pssKib(xvnc),
+    "KiB of the server (its own)": pssKib(server.child.pid),
+    "KiB of Xvnc (its own)": pssKib(xvnc),
   };
 }
 
