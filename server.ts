@@ -2008,7 +2008,8 @@ export function desktopEnv(env: NodeJS.ProcessEnv, runtimeDir: string): Record<s
 
 function userName(): string | undefined {
   try {
-    return os.userInfo().username;
+    const { username } = os.userInfo();
+    return username === "unknown" ? undefined : username; // Bun's word where USER is not set
   } catch {
     return undefined; // no passwd entry, as with `docker run --user 12345`
   }
