@@ -40,8 +40,9 @@ export async function buildViewer(): Promise<Assets> {
     bundle("login.css"),
     novncNotice(),
   ]);
-  const [clipboard, logo, index, loginTemplate] = await Promise.all([
+  const [clipboard, icons, logo, index, loginTemplate] = await Promise.all([
     readText("clipboard.svg"),
+    readText("icons.svg"),
     readText("jupyter-logo.svg"),
     readText("index.html"),
     readText("login.html"),
@@ -51,6 +52,7 @@ export async function buildViewer(): Promise<Assets> {
     ["dist/viewer.js", scriptType, `${license}\n${script}`],
     ["dist/index.css", styleType, style],
     ["clipboard.svg", imageType, clipboard],
+    ["icons.svg", imageType, icons],
     ["jupyter-logo.svg", imageType, logo],
   ];
   const hash = createHash("sha256");

@@ -1,6 +1,7 @@
 // The owner of noVNC and of the canvas: one connection at a time, and the last picture between two.
 
 import RFB from "@novnc/novnc";
+import type { Meter } from "./meter.ts";
 import { closeCodes, type Ending } from "./rules.ts";
 import type { Connection, ConnectionEvents } from "./session.ts";
 
@@ -14,6 +15,7 @@ interface Parts {
   container: HTMLElement;
   frame: HTMLElement;
   label: string;
+  meter: Meter;
 }
 
 // A line that answers at all answers in this time; a dead one may stay silent for many minutes.
@@ -42,6 +44,7 @@ export class Screen {
   connect(url: string, events: ConnectionEvents): Connection {
     const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
+    this.#parts.meter.watch(socket);
     const line = new Line(socket, events, this.#parts);
     line.rfb.addEventListener("clipboard", (event) => this.#events.clipboard(event.detail.text));
     line.rfb.addEventListener("desktopname", (event) =>
@@ -114,6 +117,10 @@ class Line implements Connection {
 
   focus(): void {
     this.rfb.focus({ preventScroll: true });
+  }
+
+  sendKey(keysym: number, code: string, isDown: boolean): void {
+    this.rfb.sendKey(keysym, code, isDown);
   }
 
   sendClipboard(text: string): boolean {

@@ -1,14 +1,18 @@
 // The page's wiring: finds the parts, makes the owners, and binds each listener once for life.
 
+import { Bar } from "./bar.ts";
 import { Card, isFocusFree } from "./card.ts";
 import { Clipboard } from "./clipboard.ts";
-import { byId } from "./dom.ts";
+import { byId, createIcon } from "./dom.ts";
+import { Keyboard } from "./keyboard.ts";
+import { Meter } from "./meter.ts";
 import type { Notice } from "./notice.ts";
+import { Panels } from "./panels.ts";
 import { type Status, websocketUrl } from "./rules.ts";
 import { Screen } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
 import { askStatus, postOrder, StatusFeed } from "./status.ts";
-import { createText, isTextKey, type Text } from "./text.ts";
+import { chooseLanguage, createText, isTextKey, type Text } from "./text.ts";
 
 const reloadedKey = "jupyter-desktop:reloaded-for";
 
@@ -16,19 +20,31 @@ const reloadedKey = "jupyter-desktop:reloaded-for";
 function start(): void {
   const { base = "./", version = "" } = document.body.dataset;
   const text = createText(navigator.languages);
+  document.documentElement.lang = chooseLanguage(navigator.languages);
   fillLabels(text);
+  drawIcons(base);
   const title = createTitle();
   const statusUrl = `${base}desktop/api/status`;
 
-  const clipboard = createClipboard(text, {
-    send: (value) => session.sendClipboard(value),
-    closed: () => session.focus(),
+  const panels = new Panels({
+    focusDesktop: () => session.focus(),
+    closed: () => bar.settle(),
   });
+  const bar: Bar = new Bar({
+    isPanelOpen: () => panels.isAnyOpen,
+    focusDesktop: () => session.focus(),
+    fullscreen: () => {},
+  });
+  new Keyboard(byId("screen", HTMLElement), { leave: () => bar.focus() });
+  const meter = new Meter();
+  const clipboard = createClipboard(text, (value) => session.sendClipboard(value));
+  panels.on("clipboard", { opened: () => clipboard.opened(), closed: () => clipboard.closed() });
   const screen = new Screen(
     {
       container: byId("screen", HTMLElement),
       frame: byId("frame", HTMLElement),
       label: text("screen.label"),
+      meter,
     },
     { clipboard: (value) => clipboard.received(value), desktopName: title.setName },
   );
@@ -112,7 +128,17 @@ function fillLabels(text: Text): void {
     }
     if (isTextKey(label)) {
       element.setAttribute("aria-label", text(label));
+      element.title = text(label);
     }
+  }
+}
+
+function drawIcons(base: string): void {
+  const version = new URL(import.meta.url).search;
+  for (const element of document.querySelectorAll<HTMLElement>("[data-icon]")) {
+    const name = element.dataset.icon ?? "";
+    const file = name === "clipboard" ? "clipboard.svg" : "icons.svg";
+    element.prepend(createIcon(`${base}desktop/static/${file}${version}#${name}`));
   }
 }
 
@@ -136,19 +162,15 @@ function createTitle() {
   };
 }
 
-function createClipboard(
-  text: Text,
-  ports: { send(value: string): boolean; closed(): void },
-): Clipboard {
+function createClipboard(text: Text, send: (value: string) => boolean): Clipboard {
   return new Clipboard(
     {
-      panel: byId("clipboard", HTMLElement),
       field: byId("clipboard-text", HTMLTextAreaElement),
       note: byId("clipboard-note", HTMLElement),
       copy: byId("clipboard-copy", HTMLButtonElement),
       paste: byId("clipboard-paste", HTMLButtonElement),
     },
-    { text, ...ports },
+    { text, send },
   );
 }
 
