@@ -54,6 +54,7 @@ const ENV_NAMES: Record<OptionName, string> = {
   keep: "JUPYTER_DESKTOP_KEEP",
   name: "JUPYTER_DESKTOP_NAME",
   vncPasswordFile: "JUPYTER_DESKTOP_VNC_PASSWORD_FILE",
+  clipboard: "JUPYTER_DESKTOP_CLIPBOARD",
   token: "JUPYTER_DESKTOP_TOKEN",
   tokenFile: "JUPYTER_DESKTOP_TOKEN_FILE",
   auth: "JUPYTER_DESKTOP_AUTH",
@@ -203,6 +204,13 @@ const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Prec
     fromEnv: otherTokenFile,
     byDefault: undefined,
     besides: ["--vnc", "tcp:vnc.test:5901"],
+  },
+  clipboard: {
+    flag: ["--clipboard", "in"],
+    env: "off",
+    fromFlag: "in",
+    fromEnv: "off",
+    byDefault: "both",
   },
   tokenFile: {
     flag: ["--token-file", tokenFile],
@@ -657,6 +665,13 @@ describe("loadConfig weighs options against each other and", () => {
       "keep",
       `${OWN_ONLY}, not with ${both("vncCommand")}`,
     ],
+    [["--vnc", "tcp:h:1", "--clipboard", "in"], {}, "clipboard", `"in" ${OWN_ONLY}`],
+    [
+      ["--vnc-command", "c"],
+      { JUPYTER_DESKTOP_CLIPBOARD: "off" },
+      "clipboard",
+      `"off" ${OWN_ONLY}: what ${both("vncCommand")} sends`,
+    ],
     [["--vnc-password-file", tokenFile], {}, "vncPasswordFile", `works only with ${both("vnc")}`],
     [["--idle-exit"], {}, "idleExit", `needs ${both("idleStop")} with a time`],
     [["--idle-exit", "--idle-stop", "off"], {}, "idleExit", `needs ${both("idleStop")}`],
@@ -677,6 +692,7 @@ describe("loadConfig weighs options against each other and", () => {
     [["--vnc-command", "c", "--vnc", "tcp:h:1"], {}],
     [["--vnc-command", "c", "--vnc-password-file", tokenFile], {}],
     [["--vnc", "auto", "--geometry", "800x600", "--xstartup", "x", "--vnc-arg=-a", "--keep"], {}],
+    [["--vnc", "tcp:h:1", "--clipboard", "out"], {}],
     [["--idle-exit"], { JUPYTER_DESKTOP_IDLE_STOP: "30m" }],
     [["--vnc", "tcp:h:1", "--idle-stop", "1h", "--max-size", "800x600", "--max-viewers", "1"], {}],
   ])("allows %j with %j", (argv, env) => {
