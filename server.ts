@@ -2623,35 +2623,72 @@ const scaleChoice = z.object({ factor: z.number().min(1).max(4) });
 const X_DPI = 96; // what X programs take for the scale of 1
 
 /**
- * Makes the programs of the desktop draw larger, for a screen with small pixels. A scale of 1 takes back what was set
- * here, and leaves alone what the person set.
+ * Makes the programs of the desktop draw larger, for a screen with small pixels. A factor of 1 takes back what was set
+ * here before, and leaves alone what the person set.
  */
 async function setScale(env: DesktopEnv, { factor }: z.output<typeof scaleChoice>) {
-  const whole = Math.floor(factor);
-  const dpi = Math.round((X_DPI * factor) / whole);
-  if (env.XDG_CURRENT_DESKTOP !== "XFCE" || !env.DBUS_SESSION_BUS_ADDRESS) {
-    const isSet = /^Xft\.dpi:/m.test(await runTool(env, ["xrdb", "-query"]));
-    const all = Math.round(X_DPI * factor);
-    if (factor > 1 || isSet) await runTool(env, ["xrdb", "-merge"], `Xft.dpi: ${all}\n`);
+  if (env.XDG_CURRENT_DESKTOP === "XFCE" && env.DBUS_SESSION_BUS_ADDRESS) {
+    await scaleXfce(env, factor);
     return { factor };
   }
+  // Programs that start from now on read this; it is all that desktops have in common.
+  const isSet = /^Xft\.dpi:/m.test(await runTool(env, ["xrdb", "-query"]));
+  const dpi = Math.round(X_DPI * factor);
+  if (factor > 1 || isSet) await runTool(env, ["xrdb", "-merge"], `Xft.dpi: ${dpi}\n`);
+  return { factor };
+}
+
+/** GTK takes whole factors for all that it draws, and letters of any size besides. */
+async function scaleXfce(env: DesktopEnv, factor: number): Promise<void> {
   const xfconf = (channel: string, name: string, ...more: string[]) =>
     runTool(env, ["xfconf-query", "-c", channel, "-p", name, ...more]);
-  const own = ["jupyter-desktop", "/scale"] as const;
-  const isOurs = await xfconf(...own).then(
-    () => true,
-    () => false, // it fails for what is not set
-  );
-  for (const [name, value] of [
-    ["/Gdk/WindowScalingFactor", whole],
-    ["/Xft/DPI", dpi],
-  ] as const) {
-    if (factor > 1) await xfconf("xsettings", name, "-n", "-t", "int", "-s", String(value));
-    else if (isOurs) await xfconf("xsettings", name, "-r");
+  const get = (channel: string, name: string) =>
+    xfconf(channel, name).then(
+      (said) => said.trim(),
+      () => "", // it fails for what is not set
+    );
+  const set = (channel: string, name: string, value: string | number) =>
+    xfconf(
+      channel,
+      name,
+      "-n",
+      "-t",
+      typeof value === "number" ? "int" : "string",
+      "-s",
+      `${value}`,
+    );
+  const [ours, whole] = ["jupyter-desktop", Math.floor(factor)] as const;
+  const [last = "", lastMark] = (await get(ours, "/scale")).split(" ");
+  const isSame = Number(last || 1) === factor && (lastMark === env[MARK] || !last);
+  if (isSame) return;
+  if (!last) {
+    const [scale, dpi] = await Promise.all([
+      get("xsettings", "/Gdk/WindowScalingFactor"),
+      get("xsettings", "/Xft/DPI"),
+    ]);
+    await set(ours, "/before", `${scale || 1} ${dpi || X_DPI}`);
   }
-  if (factor > 1) await xfconf(...own, "-n", "-t", "double", "-s", String(factor));
-  else if (isOurs) await xfconf(...own, "-r");
-  return { factor };
+  const [scale = 1, dpi = X_DPI] =
+    factor > 1
+      ? [whole, Math.round((X_DPI * factor) / whole)]
+      : (await get(ours, "/before")).split(" ").map(Number);
+  await set("xsettings", "/Gdk/WindowScalingFactor", scale);
+  await set("xsettings", "/Xft/DPI", dpi); // never without one: XFCE takes that for 50
+  if (/^Default(-xhdpi)?$/.test(await get("xfwm4", "/general/theme")))
+    await set("xfwm4", "/general/theme", scale > 1 ? "Default-xhdpi" : "Default");
+  if (factor > 1) await set(ours, "/scale", `${factor} ${env[MARK]}`);
+  else await xfconf(ours, "/scale", "-r");
+  const wasWhole = lastMark === env[MARK] ? Math.floor(Number(last)) : 1;
+  if (wasWhole !== scale) await restartXfceParts(env);
+}
+
+/** XFCE's panel and desktop are the two GTK programs that see a change of the scale only at their start. */
+async function restartXfceParts(env: DesktopEnv): Promise<void> {
+  const running = markedPids(env[MARK] ?? "").map((pid) => readIfThere(`/proc/${pid}/comm`).trim());
+  if (running.includes("xfce4-panel")) await runTool(env, ["xfce4-panel", "-r"]);
+  if (!running.includes("xfdesktop")) return;
+  await runTool(env, ["xfdesktop", "-Q"]);
+  Bun.spawn(["xfdesktop"], { env, stdio: ["ignore", "ignore", "ignore"], detached: true }).unref();
 }
 
 // --- routes ---
