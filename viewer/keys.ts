@@ -4,35 +4,16 @@
 import { byId } from "./dom.ts";
 import { isMac, type Keyboard } from "./keyboard.ts";
 import { bindSwitch, loadSetting, saveSetting } from "./settings.ts";
+import {
+  type KeyName,
+  type ModifierName,
+  modifierNames,
+  type Modifiers,
+  pressKeys,
+  type SendKey,
+} from "./strokes.ts";
 import type { Text } from "./text.ts";
 import type { Toast } from "./toast.ts";
-
-// Keysyms of X11's keysymdef.h, and the codes of UI Events for servers that want scan codes.
-const keys = {
-  ctrl: [0xffe3, "ControlLeft"],
-  alt: [0xffe9, "AltLeft"],
-  shift: [0xffe1, "ShiftLeft"],
-  super: [0xffeb, "MetaLeft"],
-  esc: [0xff1b, "Escape"],
-  tab: [0xff09, "Tab"],
-  delete: [0xffff, "Delete"],
-  print: [0xff61, "PrintScreen"],
-  left: [0xff51, "ArrowLeft"],
-  up: [0xff52, "ArrowUp"],
-  right: [0xff53, "ArrowRight"],
-  down: [0xff54, "ArrowDown"],
-  home: [0xff50, "Home"],
-  end: [0xff57, "End"],
-  pageUp: [0xff55, "PageUp"],
-  pageDown: [0xff56, "PageDown"],
-  w: [0x77, "KeyW"],
-  f4: [0xffc1, "F4"],
-} as const satisfies Record<string, readonly [number, string]>;
-
-export type KeyName = keyof typeof keys;
-export type ModifierName = "ctrl" | "alt" | "shift" | "super";
-
-const modifierNames = ["ctrl", "alt", "shift", "super"] as const satisfies ModifierName[];
 
 const combinations: readonly (readonly KeyName[])[] = [
   ["ctrl", "alt", "delete"],
@@ -46,89 +27,6 @@ const combinations: readonly (readonly KeyName[])[] = [
 ];
 
 const firstFunctionKey = 0xffbe;
-
-type SendKey = (keysym: number, code: string, isDown: boolean) => void;
-
-/** What may be held down on the desktop though no finger is on it: till the next key, or till let go. */
-export class Modifiers {
-  #send: SendKey;
-  #held = new Map<ModifierName, "once" | "locked">();
-  #listeners: (() => void)[] = [];
-
-  constructor(send: SendKey) {
-    this.#send = send;
-  }
-
-  isHeld(name: ModifierName): boolean {
-    return this.#held.has(name);
-  }
-
-  get isAnyHeld(): boolean {
-    return this.#held.size > 0;
-  }
-
-  onChange(listener: () => void): void {
-    this.#listeners.push(listener);
-  }
-
-  toggle(name: ModifierName, how: "once" | "locked"): void {
-    const isDown = !this.#held.delete(name);
-    if (isDown) {
-      this.#held.set(name, how);
-    }
-    this.#say(name, isDown);
-    this.#changed();
-  }
-
-  /** A key went out: what was held for it alone is let go. */
-  used(): void {
-    this.#release((how) => how === "once");
-  }
-
-  release(): void {
-    this.#release(() => true);
-  }
-
-  /** The line that they were held on is gone: nobody has to be told. */
-  forget(): void {
-    if (this.#held.size > 0) {
-      this.#held.clear();
-      this.#changed();
-    }
-  }
-
-  #release(which: (how: "once" | "locked") => boolean): void {
-    const names = [...this.#held].filter(([, how]) => which(how)).map(([name]) => name);
-    for (const name of names) {
-      this.#held.delete(name);
-      this.#say(name, false);
-    }
-    if (names.length > 0) {
-      this.#changed();
-    }
-  }
-
-  #say(name: ModifierName, isDown: boolean): void {
-    const [keysym, code] = keys[name];
-    this.#send(keysym, code, isDown);
-  }
-
-  #changed(): void {
-    for (const listener of this.#listeners) {
-      listener();
-    }
-  }
-}
-
-/** Presses these keys one after another, and lets them go in the opposite order. */
-export function pressKeys(names: readonly KeyName[], send: SendKey): void {
-  for (const name of names) {
-    send(keys[name][0], keys[name][1], true);
-  }
-  for (const name of names.toReversed()) {
-    send(keys[name][0], keys[name][1], false);
-  }
-}
 
 /** A button that holds a modifier, and shows whether it is held. */
 export function createModifierButton(

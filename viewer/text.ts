@@ -428,7 +428,7 @@ const table = {
   "key.esc": ["Esc", "Esc", "Échap", "Esc"],
   "key.tab": ["Tab", "Tab", "Tab", "Tab"],
   "key.delete": ["Del", "Entf", "Suppr", "Supr"],
-  "key.print": ["Print", "Druck", "Impr. écran", "Impr Pant"],
+  "key.print": ["Print", "Druck", "Impr écr", "Impr Pant"],
   "key.left": ["Left", "Links", "Gauche", "Izquierda"],
   "key.up": ["Up", "Auf", "Haut", "Arriba"],
   "key.right": ["Right", "Rechts", "Droite", "Derecha"],

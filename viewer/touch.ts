@@ -2,61 +2,33 @@
 // the keys that such a keyboard has not.
 
 import { byId } from "./dom.ts";
-import { createKeyButton, createModifierButton, type KeyName, type Modifiers } from "./keys.ts";
+import { createKeyButton, createModifierButton } from "./keys.ts";
+import {
+  composesWords,
+  difference,
+  filling,
+  type KeyName,
+  keysymOf,
+  type ModifierName,
+  type Modifiers,
+  type SendKey,
+} from "./strokes.ts";
 import type { Text } from "./text.ts";
 
 export interface TouchPorts {
   text: Text;
   modifiers: Modifiers;
-  send(keysym: number, code: string, isDown: boolean): void;
+  send: SendKey;
   focusDesktop(): void;
 }
 
 const rowKeys: readonly KeyName[] = ["left", "up", "down", "right"];
 const moreKeys: readonly KeyName[] = ["delete", "home", "end", "pageUp", "pageDown"];
 
-const returnKeysym = 0xff0d;
 const backspaceKeysym = 0xff08;
-
-// An empty field gives no event for backspace. A zero-width space is no letter, so that no
-// keyboard takes the filling for the beginning of a word.
-const filling = "\u200b".repeat(32);
 
 // Past this the field is emptied, at a moment when no word is under way.
 const maxLength = 256;
-
-// Their input methods compose a syllable from letters that must not arrive by themselves.
-const composingLanguages: readonly string[] = ["zh", "ja", "ko", "vi", "th", "hi", "am"];
-
-/** Which keys turn the one text into the other: so many times backspace, then these characters. */
-export function difference(before: string, after: string): { erase: number; type: string[] } {
-  const [old, now] = [[...before], [...after]];
-  let same = 0;
-  while (same < old.length && same < now.length && old[same] === now[same]) {
-    same += 1;
-  }
-  return {
-    erase: old.length - same,
-    type: now.slice(same).filter((char) => char !== "\u200b"),
-  };
-}
-
-/** The keysym of a character (X11 protocol, appendix A): Latin-1 as it is, else by its code point. */
-export function keysymOf(char: string): number {
-  const code = char.codePointAt(0) ?? 0;
-  if (char === "\n") {
-    return returnKeysym;
-  }
-  const isLatin = (code >= 0x20 && code <= 0x7e) || (code >= 0xa0 && code <= 0xff);
-  return isLatin ? code : 0x1000000 + code;
-}
-
-/** Whether a text under composition may be sent as it grows: then each letter shows at once. */
-export function composesWords(languages: readonly string[]): boolean {
-  return !languages.some((tag) =>
-    composingLanguages.includes(tag.toLowerCase().split("-")[0] ?? ""),
-  );
-}
 
 export class TouchKeyboard {
   #ports: TouchPorts;
@@ -88,14 +60,14 @@ export class TouchKeyboard {
 
   #fillRow(): void {
     const { text, modifiers } = this.#ports;
-    const send: TouchPorts["send"] = (keysym, code, isDown) => {
+    const send: SendKey = (keysym, code, isDown) => {
       this.#ports.send(keysym, code, isDown);
       if (!isDown) {
         modifiers.used();
       }
     };
     const key = (name: KeyName) => createKeyButton([name], { text, send });
-    const modifier = (name: "ctrl" | "alt" | "super" | "shift") =>
+    const modifier = (name: ModifierName) =>
       createModifierButton(modifiers, name, { text, how: "once" });
     this.#row.append(
       ...[key("esc"), key("tab"), modifier("ctrl"), modifier("alt")],
