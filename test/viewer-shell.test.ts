@@ -108,10 +108,10 @@ describe("Chord", () => {
       return chord.take({ type, key, ...flags });
     });
 
-  test.each([
-    ["keydown Control c", "keydown Alt ca", "keydown Shift cas", "keyup Shift ca"],
-    ["keydown Shift s", "keydown Control cs", "keydown Alt cas", "keyup Control as"],
-  ])("is complete when all three were down and one goes up: %s, %s, %s, %s", (...strokes) => {
+  test.each<[string[]]>([
+    [["keydown Control c", "keydown Alt ca", "keydown Shift cas", "keyup Shift ca"]],
+    [["keydown Shift s", "keydown Control cs", "keydown Alt cas", "keyup Control as"]],
+  ])("is complete when all three were down and one goes up: %j", (strokes) => {
     expect(take(new Chord(), ...strokes)).toEqual([false, false, false, true]);
   });
 
