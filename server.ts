@@ -26,7 +26,7 @@ import type { Server, ServerWebSocket, Socket, SocketHandler, Subprocess } from 
 import { type Context, Hono, type MiddlewareHandler } from "hono";
 import { accepts } from "hono/accepts";
 import { bodyLimit } from "hono/body-limit";
-import { getCookie, setCookie } from "hono/cookie";
+import { deleteCookie, getCookie, setCookie } from "hono/cookie";
 import { HTTPException } from "hono/http-exception";
 import { secureHeaders } from "hono/secure-headers";
 import { streamSSE } from "hono/streaming";
@@ -358,6 +358,13 @@ export const OPTIONS = {
     group: "Desktop",
     hint: "NAME",
     help: "what this server is called by status and stop, and where --keep finds it again (default: by its address)",
+  },
+  title: {
+    type: text.max(80, "must be at most 80 characters"),
+    group: "Desktop",
+    hint: "TEXT",
+    default: "Desktop",
+    help: "what the page, its tab and its installed app are called",
   },
   vncPasswordFile: {
     type: file,
@@ -2796,17 +2803,26 @@ const authRequest = (c: Context, token: string | undefined): AuthRequest => ({
   token,
 });
 
+/** The base as the browser wrote it: a cookie's path is compared as text. */
+const cookiePath = (c: Context, baseUrl: string) =>
+  `${new URL(c.req.url).pathname
+    .split("/")
+    .slice(0, baseUrl.split("/").length - 1)
+    .join("/")}/`;
+
+/** Takes the cookie back; the base then asks for the token. */
+function logout(c: Context<Env>, { cookieName, baseUrl }: AppOptions): Response {
+  deleteCookie(c, cookieName, { path: cookiePath(c, baseUrl) });
+  return c.redirect("./", 303);
+}
+
 /** Puts the token into a cookie and takes it out of the address, so that it stays in no history and no log. */
 function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions): Response {
   if (policy.kind === "token") {
     const secure =
       c.req.header("x-forwarded-proto") === "https" || new URL(c.req.url).protocol === "https:";
     setCookie(c, cookieName, policy.token, {
-      // As the browser wrote it: it compares the text.
-      path: `${new URL(c.req.url).pathname
-        .split("/")
-        .slice(0, baseUrl.split("/").length - 1)
-        .join("/")}/`,
+      path: cookiePath(c, baseUrl),
       httpOnly: true,
       sameSite: "Lax",
       secure,
@@ -2935,13 +2951,39 @@ function mount(app: Hono<Env>, address: string, { GET, POST }: { GET?: Handler; 
 
 /** The page: the base and desktop/. */
 function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
-  const { assets, title, baseUrl, supervisor, clipboard = "both" } = options;
+  const { assets, title, baseUrl, supervisor, policy, clipboard = "both" } = options;
   if (isUpgrade(c)) return upgrade(c, options);
   if (wantsPage(c)) supervisor.visit();
   const base_url = relativeBase(c.req.path, baseUrl);
-  const values = { title, base_url, version: VERSION, hash: assets.hash, clipboard };
+  const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
+  const values = {
+    ...{ title, base_url, home, version: VERSION, hash: assets.hash },
+    ...{ auth: policy.kind, hub_home: "", clipboard },
+  };
   return c.html(renderPage(assets.index, values), 200, { "cache-control": "no-cache" });
 }
+
+/** From the base to Jupyter's own page: jupyter-server-proxy names the part of the address that is its own. */
+const wayBack = (proxied: string | undefined) =>
+  "../".repeat(
+    /\/(proxy\/(absolute\/)?\d+|[^/]+)\/?$/.exec(proxied ?? "")?.[1]?.split("/").length ?? 0,
+  );
+
+/** What a browser needs to install the page as an app; its addresses hang on its own. */
+const serveManifest = (c: Context<Env>, { title }: AppOptions) =>
+  c.body(
+    JSON.stringify({
+      name: title,
+      start_url: "../../",
+      scope: "../../",
+      display: "standalone",
+      background_color: "#17191c",
+      theme_color: "#22262b",
+      icons: [{ src: "jupyter-logo.svg", sizes: "any", type: "image/svg+xml" }],
+    }),
+    200,
+    { "content-type": "application/manifest+json", "cache-control": "no-cache" },
+  );
 
 function serveSocket(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
   if (isUpgrade(c)) return upgrade(c, options);
@@ -3025,6 +3067,8 @@ export function createApp(options: AppOptions): Hono<Env> {
   mount(app, "/desktop/api/start", { POST: act(() => supervisor.start()) });
   mount(app, "/desktop/api/stop", { POST: act(() => supervisor.stop()) });
   mount(app, "/desktop/api/restart", { POST: act(() => supervisor.restart()) });
+  mount(app, "/logout", { POST: (c) => logout(c, options) });
+  mount(app, "/desktop/static/manifest.webmanifest", { GET: (c) => serveManifest(c, options) });
   app.use("/desktop/api/keyboard", bodyLimit({ maxSize: MAX_FORM_BYTES }));
   app.use("/desktop/api/scale", bodyLimit({ maxSize: MAX_FORM_BYTES }));
   mount(app, "/desktop/api/keyboard", {
@@ -3514,7 +3558,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   });
   const allowOrigins = config.allowOrigin;
   const common = {
-    title: "Desktop",
+    title: config.title,
     cookieName: `jupyter-desktop-${server.port ?? "unix"}`, // a browser sends cookies to all ports of a host
     vncPassword: config.vncPassword,
     clipboard: config.clipboard,

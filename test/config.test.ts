@@ -53,6 +53,7 @@ const ENV_NAMES: Record<OptionName, string> = {
   idleExit: "JUPYTER_DESKTOP_IDLE_EXIT",
   keep: "JUPYTER_DESKTOP_KEEP",
   name: "JUPYTER_DESKTOP_NAME",
+  title: "JUPYTER_DESKTOP_TITLE",
   vncPasswordFile: "JUPYTER_DESKTOP_VNC_PASSWORD_FILE",
   clipboard: "JUPYTER_DESKTOP_CLIPBOARD",
   token: "JUPYTER_DESKTOP_TOKEN",
@@ -196,6 +197,13 @@ const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Prec
     fromFlag: "of-the.flag_1",
     fromEnv: "x".repeat(40),
     byDefault: undefined,
+  },
+  title: {
+    flag: ["--title", "Ada's lab"],
+    env: "é".repeat(80),
+    fromFlag: "Ada's lab",
+    fromEnv: "é".repeat(80),
+    byDefault: "Desktop",
   },
   vncPasswordFile: {
     flag: ["--vnc-password-file", tokenFile],

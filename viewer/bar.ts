@@ -27,7 +27,9 @@ export class Bar {
 
   constructor(ports: BarPorts) {
     this.#ports = ports;
-    byId("bar-tuck", HTMLElement).addEventListener("click", () => this.#tuck(true));
+    for (const button of document.querySelectorAll<HTMLElement>("[data-tuck]")) {
+      button.addEventListener("click", () => this.#tuck(true));
+    }
     this.#tab.addEventListener("click", () => this.#untuck());
     for (const button of document.querySelectorAll<HTMLElement>("[data-fullscreen]")) {
       button.hidden = !document.fullscreenEnabled;

@@ -1,28 +1,11 @@
 // Stands between this computer's keyboard and noVNC: no key stays down behind a focus that is gone,
 // a chord leads out of the desktop, and on a Mac ⌘ may stand for Ctrl.
 
+import { Chord } from "./strokes.ts";
+
 export interface KeyboardPorts {
   /** Ctrl, Alt and Shift were pressed together, and nothing else. */
   leave(): void;
-}
-
-const chordKeys: readonly string[] = ["Control", "Alt", "Shift"];
-
-/** Finds out when Ctrl, Alt and Shift are pressed and let go with no other key between. */
-export class Chord {
-  #isArmed = false;
-
-  /** Takes each key event in turn; true when the chord is complete. */
-  take(event: Pick<KeyboardEvent, "type" | "key" | "ctrlKey" | "altKey" | "shiftKey">): boolean {
-    if (event.type === "keyup") {
-      const isDone = this.#isArmed;
-      this.#isArmed = false;
-      return isDone;
-    }
-    const { ctrlKey, altKey, shiftKey } = event;
-    this.#isArmed = chordKeys.includes(event.key) && ctrlKey && altKey && shiftKey;
-    return false;
-  }
 }
 
 export class Keyboard {

@@ -1,36 +1,8 @@
 // Counts what goes over the connection. It only counts: who wants a rate takes two readings.
 
-/** Totals since the page was loaded; `at` is in ms. */
-export interface Reading {
-  at: number;
-  received: number;
-  sent: number;
-  /** Screen refreshes of this computer in which something arrived: pictures, nearly always. */
-  frames: number;
-}
+import { encodingOf, type Reading } from "./rates.ts";
 
-export interface Rates {
-  receivedPerSecond: number;
-  sentPerSecond: number;
-  framesPerSecond: number;
-}
-
-// RFC 6143, 7.7, and the registry for the rest: what noVNC asks for.
-const encodings: Readonly<Record<number, string>> = {
-  0: "Raw",
-  1: "CopyRect",
-  2: "RRE",
-  5: "Hextile",
-  6: "Zlib",
-  7: "Tight",
-  16: "ZRLE",
-  21: "JPEG",
-  50: "H.264",
-  [-260]: "TightPNG",
-};
-
-// FramebufferUpdate (RFC 6143, 7.6.1): its header, and that of its first rectangle.
-const updateBytes = 16;
+export { type Rates, type Reading, ratesBetween } from "./rates.ts";
 
 // A probe that takes longer says nothing about the line any more.
 const roundTripTimeoutMs = 10_000;
@@ -81,29 +53,6 @@ export class Meter {
       });
     }
   }
-}
-
-/** What happened between two readings, a second. */
-export function ratesBetween(before: Reading, after: Reading): Rates {
-  const seconds = Math.max(0.001, (after.at - before.at) / 1000);
-  return {
-    receivedPerSecond: (after.received - before.received) / seconds,
-    sentPerSecond: (after.sent - before.sent) / seconds,
-    framesPerSecond: (after.frames - before.frames) / seconds,
-  };
-}
-
-/** The encoding of the picture that begins with this message, when one begins here. */
-export function encodingOf(data: ArrayBuffer): string | null {
-  if (data.byteLength < updateBytes) {
-    return null;
-  }
-  const view = new DataView(data);
-  // Type 0, one byte of padding, and at least one rectangle; all else is the middle of something.
-  if (view.getUint16(0) !== 0 || view.getUint16(2) === 0) {
-    return null;
-  }
-  return encodings[view.getInt32(12)] ?? null;
 }
 
 /** How long the server takes to answer a request, in ms; null when it does not. */

@@ -34,6 +34,8 @@ const pixelRequest = Uint8Array.of(3, 0, 0, 0, 0, 0, 0, 1, 0, 1);
 export class Screen {
   #parts: Parts;
   #events: ScreenEvents;
+  #line: Line | null = null;
+  #isZoomed = false;
 
   constructor(parts: Parts, events: ScreenEvents) {
     this.#parts = parts;
@@ -46,11 +48,22 @@ export class Screen {
     socket.binaryType = "arraybuffer";
     this.#parts.meter.watch(socket);
     const line = new Line(socket, events, this.#parts);
+    this.#line = line;
+    this.setZoomed(this.#isZoomed);
     line.rfb.addEventListener("clipboard", (event) => this.#events.clipboard(event.detail.text));
     line.rfb.addEventListener("desktopname", (event) =>
       this.#events.desktopName(event.detail.name),
     );
     return line;
+  }
+
+  /** Zoomed, the screen is larger than its window: the picture has to grow, and not the desktop. */
+  setZoomed(isZoomed: boolean): void {
+    this.#isZoomed = isZoomed;
+    if (this.#line !== null) {
+      this.#line.rfb.scaleViewport = isZoomed;
+      this.#line.rfb.resizeSession = !isZoomed;
+    }
   }
 
   forgetFrame(): void {
@@ -79,7 +92,6 @@ class Line implements Connection {
       this.#heardAt = performance.now();
     });
     this.rfb = new RFB(parts.container, socket, { shared: true });
-    this.rfb.resizeSession = true;
     this.rfb.background = "var(--screen)";
     this.#canvas = parts.container.querySelector("canvas");
     this.#canvas?.setAttribute("role", "application");

@@ -38,3 +38,21 @@ export function bindSwitch(
   });
   changed(box.checked);
 }
+
+/** A button that stays pressed, and is remembered. */
+export function bindToggle(
+  button: HTMLButtonElement,
+  name: string,
+  changed: (isOn: boolean) => void,
+): void {
+  const set = (isOn: boolean) => {
+    button.setAttribute("aria-pressed", String(isOn));
+    changed(isOn);
+  };
+  button.addEventListener("click", () => {
+    const isOn = button.getAttribute("aria-pressed") !== "true";
+    saveSetting(name, isOn ? "true" : null);
+    set(isOn);
+  });
+  set(loadSetting(name) === "true");
+}

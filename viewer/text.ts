@@ -401,10 +401,118 @@ const table = {
     "El servidor lo ha rechazado.",
   ],
 
+  "keys.send": ["Press", "Drücken", "Appuyer", "Pulsar"],
+  "keys.hold": ["Hold down", "Gedrückt halten", "Maintenir", "Mantener"],
+  "keys.lock": [
+    "In fullscreen, all keys go to the desktop",
+    "Im Vollbild gehen alle Tasten an den Desktop",
+    "En plein écran, toutes les touches vont au bureau",
+    "En pantalla completa, todas las teclas van al escritorio",
+  ],
+  "keys.mac": [
+    "⌘ is Ctrl on the desktop",
+    "⌘ ist auf dem Desktop Strg",
+    "⌘ est Ctrl sur le bureau",
+    "⌘ es Ctrl en el escritorio",
+  ],
+  "keys.unload": [
+    "Ask before this page is closed",
+    "Vor dem Schließen der Seite fragen",
+    "Demander avant de fermer la page",
+    "Preguntar antes de cerrar la página",
+  ],
+  "key.ctrl": ["Ctrl", "Strg", "Ctrl", "Ctrl"],
+  "key.alt": ["Alt", "Alt", "Alt", "Alt"],
+  "key.shift": ["Shift", "Umschalt", "Maj", "Mayús"],
+  "key.super": ["Super", "Super", "Super", "Super"],
+  "key.esc": ["Esc", "Esc", "Échap", "Esc"],
+  "key.tab": ["Tab", "Tab", "Tab", "Tab"],
+  "key.delete": ["Del", "Entf", "Suppr", "Supr"],
+  "key.print": ["Print", "Druck", "Impr écr", "Impr Pant"],
+  "key.left": ["Left", "Links", "Gauche", "Izquierda"],
+  "key.up": ["Up", "Auf", "Haut", "Arriba"],
+  "key.right": ["Right", "Rechts", "Droite", "Derecha"],
+  "key.down": ["Down", "Ab", "Bas", "Abajo"],
+  "key.home": ["Home", "Pos1", "Début", "Inicio"],
+  "key.end": ["End", "Ende", "Fin", "Fin"],
+  "key.pageUp": ["PgUp", "Bild auf", "Page haut", "RePág"],
+  "key.pageDown": ["PgDn", "Bild ab", "Page bas", "AvPág"],
+  "fullscreen.locked": [
+    "Hold Esc to leave fullscreen. The bar is at the top edge.",
+    "Zum Verlassen des Vollbilds Esc gedrückt halten. Die Leiste ist am oberen Rand.",
+    "Maintenez Échap pour quitter le plein écran. La barre est au bord supérieur.",
+    "Mantenga pulsada Esc para salir de la pantalla completa. La barra está en el borde superior.",
+  ],
+  "fullscreen.edge": [
+    "The bar is at the top edge.",
+    "Die Leiste ist am oberen Rand.",
+    "La barre est au bord supérieur.",
+    "La barra está en el borde superior.",
+  ],
+
+  "touch.keyboard": [
+    "On-screen keyboard",
+    "Bildschirmtastatur",
+    "Clavier à l’écran",
+    "Teclado en pantalla",
+  ],
+  "touch.row": ["Further keys", "Weitere Tasten", "Autres touches", "Otras teclas"],
+  "touch.trackpad": ["Trackpad mode", "Touchpad-Modus", "Mode pavé tactile", "Modo panel táctil"],
+
+  "more.numbers": [
+    "Connection numbers",
+    "Werte der Verbindung",
+    "Mesures de la connexion",
+    "Datos de la conexión",
+  ],
+  "more.restart": [
+    "Restart the desktop",
+    "Desktop neu starten",
+    "Redémarrer le bureau",
+    "Reiniciar el escritorio",
+  ],
+  "more.stop": [
+    "Stop the desktop",
+    "Desktop beenden",
+    "Arrêter le bureau",
+    "Detener el escritorio",
+  ],
+  "more.hub": [
+    "Hub control panel",
+    "Hub-Verwaltung",
+    "Panneau de contrôle du Hub",
+    "Panel de control del Hub",
+  ],
+  "more.logout": ["Log out", "Abmelden", "Se déconnecter", "Cerrar sesión"],
+  "confirm.body": [
+    "All programs on it are closed. What is not saved is lost.",
+    "Alle Programme darauf werden geschlossen. Was nicht gespeichert ist, geht verloren.",
+    "Tous ses programmes seront fermés. Ce qui n’est pas enregistré sera perdu.",
+    "Se cerrarán todos sus programas. Lo que no esté guardado se perderá.",
+  ],
+
+  "numbers.state": ["State", "Zustand", "État", "Estado"],
+  "numbers.round-trip": ["Round trip", "Laufzeit", "Aller-retour", "Ida y vuelta"],
+  "numbers.frames": ["Pictures", "Bilder", "Images", "Imágenes"],
+  "numbers.received": ["Received", "Empfangen", "Reçu", "Recibido"],
+  "numbers.sent": ["Sent", "Gesendet", "Envoyé", "Enviado"],
+  "numbers.encoding": ["Encoding", "Kodierung", "Encodage", "Codificación"],
+  "numbers.size": ["Size", "Größe", "Taille", "Tamaño"],
+  "numbers.copy": [
+    "Copy for support",
+    "Für den Support kopieren",
+    "Copier pour l’assistance",
+    "Copiar para soporte",
+  ],
+
   "unit.milliseconds": ["{n} ms", "{n} ms", "{n} ms", "{n} ms"],
   "unit.seconds": ["{n} s", "{n} s", "{n} s", "{n} s"],
   "unit.minutes": ["{n} min", "{n} min", "{n} min", "{n} min"],
   "unit.hours": ["{n} h", "{n} h", "{n} h", "{n} h"],
+  "unit.frames": ["{n} a second", "{n} je Sekunde", "{n} par seconde", "{n} por segundo"],
+  "unit.bytes": ["{n} B/s", "{n} B/s", "{n} o/s", "{n} B/s"],
+  "unit.kilobytes": ["{n} kB/s", "{n} kB/s", "{n} ko/s", "{n} kB/s"],
+  "unit.megabytes": ["{n} MB/s", "{n} MB/s", "{n} Mo/s", "{n} MB/s"],
 } as const satisfies Record<string, Row>;
 
 export type TextKey = keyof typeof table;
@@ -464,4 +572,15 @@ export function formatDuration(ms: number, text: Text): string {
     return text("unit.minutes", { n: Math.round(ms / 60_000) });
   }
   return text("unit.hours", { n: Math.round(ms / 3_600_000) });
+}
+
+/** Writes a rate of bytes a second as a person says it. */
+export function formatRate(bytesPerSecond: number, text: Text): string {
+  if (bytesPerSecond < 1000) {
+    return text("unit.bytes", { n: Math.round(bytesPerSecond) });
+  }
+  if (bytesPerSecond < 1_000_000) {
+    return text("unit.kilobytes", { n: Math.round(bytesPerSecond / 1000) });
+  }
+  return text("unit.megabytes", { n: Math.round(bytesPerSecond / 100_000) / 10 });
 }

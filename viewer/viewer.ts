@@ -4,15 +4,24 @@ import { Bar } from "./bar.ts";
 import { Card, isFocusFree } from "./card.ts";
 import { Clipboard } from "./clipboard.ts";
 import { byId, createIcon } from "./dom.ts";
+import logo from "./jupyter-logo.svg" with { type: "text" };
 import { Keyboard } from "./keyboard.ts";
+import { bindUnloadQuestion, createKeysPanel } from "./keys.ts";
 import { Meter } from "./meter.ts";
+import { createMoreMenu } from "./more.ts";
 import type { Notice } from "./notice.ts";
 import { Panels } from "./panels.ts";
 import { type Status, websocketUrl } from "./rules.ts";
 import { Screen } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
+import { bindToggle } from "./settings.ts";
 import { askStatus, postOrder, StatusFeed } from "./status.ts";
+import { Modifiers } from "./strokes.ts";
 import { chooseLanguage, createText, isTextKey, type Text } from "./text.ts";
+import { Toast } from "./toast.ts";
+import { TouchKeyboard } from "./touch.ts";
+import { Trackpad } from "./trackpad.ts";
+import { Zoom } from "./zoom.ts";
 
 const reloadedKey = "jupyter-desktop:reloaded-for";
 
@@ -33,10 +42,10 @@ function start(): void {
   const bar: Bar = new Bar({
     isPanelOpen: () => panels.isAnyOpen,
     focusDesktop: () => session.focus(),
-    fullscreen: () => {},
+    fullscreen: (isOn) => hands.fullscreen(isOn),
   });
-  new Keyboard(byId("screen", HTMLElement), { leave: () => bar.focus() });
   const meter = new Meter();
+  const toast = new Toast();
   const clipboard = createClipboard(text, (value) => session.sendClipboard(value));
   panels.on("clipboard", { opened: () => clipboard.opened(), closed: () => clipboard.closed() });
   const screen = new Screen(
@@ -63,18 +72,59 @@ function start(): void {
     show: (state, notice) => {
       card.show(state, notice);
       title.setState(state, notice);
+      hands.forget();
       if (state === "connected") {
         clipboard.connected();
         takeFocus(session);
       }
     },
     forgetFrame: () => screen.forgetFrame(),
-    reload: () => location.reload(),
+    reload: () => {
+      unload.leave();
+      location.reload();
+    },
     isOutdated: (status) => isOutdated(status, version),
     ...browserPorts,
   });
+  const hands = createHands({ text, toast, session, bar, screen });
+  const unload = bindUnloadQuestion(() => session.state === "connected");
+  createMoreMenu({
+    ...{ text, toast, panels, meter, version },
+    healthUrl: `${base}healthz`,
+    state: () => session.state,
+    ask: () => askStatus(statusUrl),
+    order: (what) => postOrder(`${base}desktop/api/${what}`),
+    leaving: unload.leave,
+  });
   bindWakeUps(session);
   session.start();
+}
+
+/** Keyboard and fingers: all that sends keys and points. */
+function createHands(parts: {
+  text: Text;
+  toast: Toast;
+  session: Session;
+  bar: Bar;
+  screen: Screen;
+}) {
+  const { text, toast, session, bar, screen } = parts;
+  const container = byId("screen", HTMLElement);
+  const send: Session["sendKey"] = (keysym, code, isDown) => session.sendKey(keysym, code, isDown);
+  const modifiers = new Modifiers(send);
+  const keyboard = new Keyboard(container, { leave: () => bar.focus() });
+  const keysPanel = createKeysPanel({ text, toast, send, modifiers, keyboard });
+  const zoom = new Zoom(container, { zoomed: (isZoomed) => screen.setZoomed(isZoomed) });
+  const trackpad = new Trackpad(container, zoom);
+  new TouchKeyboard({ text, modifiers, send, focusDesktop: () => session.focus() });
+  bindToggle(byId("trackpad-entry", HTMLButtonElement), "trackpad", (isOn) => {
+    trackpad.isOn = isOn;
+  });
+  return {
+    fullscreen: keysPanel.fullscreen,
+    /** The connection changed: what was held down on the old one is not. */
+    forget: () => modifiers.forget(),
+  };
 }
 
 const browserPorts = {
@@ -142,10 +192,26 @@ function drawIcons(base: string): void {
   }
 }
 
+// The logo, with a dot for the state: told apart in a row of tabs also without a name.
+const iconColours: Record<State, string> = {
+  connecting: "#868e99",
+  waiting: "#d68a00",
+  connected: "#1a9f45",
+  stopped: "#c5362b",
+};
+
 function createTitle() {
   const title = document.title;
   let name = "";
   let prefix = "";
+  const icon = document.querySelector<HTMLLinkElement>('link[rel="icon"]');
+  const drawIcon = (state: State) => {
+    const dot = `<circle cx="25" cy="25" r="6" fill="${iconColours[state]}" stroke="#fff"/></svg>`;
+    icon?.setAttribute(
+      "href",
+      `data:image/svg+xml,${encodeURIComponent(logo.replace("</svg>", dot))}`,
+    );
+  };
   const write = () => {
     document.title = `${prefix}${title}${name === "" ? "" : ` – ${name}`}`;
   };
@@ -155,6 +221,7 @@ function createTitle() {
       write();
     },
     setState: (state: State, notice: Notice | null) => {
+      drawIcon(state);
       prefix = state === "connected" ? "● " : "○ ";
       name = notice === null ? name : notice.title;
       write();
