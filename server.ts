@@ -2726,6 +2726,8 @@ export interface AppOptions {
   readonly cookieName: string;
   readonly vncPassword: string | undefined;
   readonly clipboard?: Config["clipboard"];
+  /** The desktop is started here, and its settings can be set: the default. */
+  readonly isOwn?: boolean;
   readonly assets: ViewerAssets;
   readonly supervisor: Supervisor;
   readonly bridge: Bridge;
@@ -2951,14 +2953,15 @@ function mount(app: Hono<Env>, address: string, { GET, POST }: { GET?: Handler; 
 
 /** The page: the base and desktop/. */
 function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
-  const { assets, title, baseUrl, supervisor, policy, clipboard = "both" } = options;
+  const { assets, title, baseUrl, supervisor, policy, clipboard = "both", isOwn = true } = options;
   if (isUpgrade(c)) return upgrade(c, options);
   if (wantsPage(c)) supervisor.visit();
   const base_url = relativeBase(c.req.path, baseUrl);
   const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
+  const desktop = isOwn ? "own" : "";
   const values = {
     ...{ title, base_url, home, version: VERSION, hash: assets.hash },
-    ...{ auth: policy.kind, hub_home: "", clipboard },
+    ...{ auth: policy.kind, hub_home: "", clipboard, desktop },
   };
   return c.html(renderPage(assets.index, values), 200, { "cache-control": "no-cache" });
 }
@@ -3562,6 +3565,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     cookieName: `jupyter-desktop-${server.port ?? "unix"}`, // a browser sends cookies to all ports of a host
     vncPassword: config.vncPassword,
     clipboard: config.clipboard,
+    isOwn: config.vnc.kind === "auto" && config.vncCommand === undefined,
     assets,
     supervisor,
     bridge,

@@ -2,9 +2,14 @@
 // the system's are kept the same, and no text goes back to where it came from.
 
 import { copyText } from "./dom.ts";
+import { PasteKeys } from "./paste.ts";
+import { loadSetting, saveSetting } from "./settings.ts";
 import type { Text, TextKey } from "./text.ts";
+import type { ToastAction } from "./toast.ts";
 
 export interface ClipboardParts {
+  screen: HTMLElement;
+  help: HTMLElement;
   field: HTMLTextAreaElement;
   note: HTMLElement;
   copy: HTMLButtonElement;
@@ -13,15 +18,27 @@ export interface ClipboardParts {
 
 export interface ClipboardPorts {
   text: Text;
+  /** Which way the server lets text go. */
+  way: ClipboardWay;
   /** False when there is no connection to send it over. */
   send(text: string): boolean;
+  tell(sentence: string, action?: ToastAction): void;
 }
+
+export type ClipboardWay = "both" | "in" | "out" | "off";
+
+/** Which way it is, by its name; what is no name of ours keeps nothing from being tried. */
+export const parseWay = (name = ""): ClipboardWay =>
+  name === "in" || name === "out" || name === "off" ? name : "both";
 
 // Long enough to swallow a burst of keys, short enough to feel live.
 const debounceMs = 200;
 
-// TigerVNC's MaxCutText in characters at most; TurboVNC takes 1 MiB.
-const largeLength = 262_144;
+// TigerVNC's MaxCutText, with CRLF at each line's end; TurboVNC takes 1 MiB.
+const largeBytes = 262_144;
+
+// Later than this after a key or a click, it was a program that copied, and nobody waits for it.
+const attentiveMs = 3000;
 
 // What a server tells while connecting is old news: it must not replace what this computer holds.
 const settleMs = 1000;
@@ -35,16 +52,35 @@ export class Clipboard {
   #isUnsent = false;
   #sendTimer: ReturnType<typeof setTimeout> | undefined;
   #settledAt = 0;
+  #touchedAt = Number.NEGATIVE_INFINITY;
+  #isAsked = false;
 
   constructor(parts: ClipboardParts, ports: ClipboardPorts) {
+    const { field, copy, paste, help, screen } = parts;
     this.#parts = parts;
     this.#ports = ports;
-    parts.field.addEventListener("input", () => this.#edited());
-    parts.field.addEventListener("blur", () => this.#flush());
-    parts.copy.addEventListener("click", () => void this.#copy());
-    parts.paste.addEventListener("click", () => void this.#paste());
-    parts.paste.hidden = navigator.clipboard?.readText === undefined;
+    copy.addEventListener("click", () => void this.#copy());
+    paste.addEventListener("click", () => void this.#paste());
+    copy.hidden = !this.#leads("out");
+    paste.hidden = !this.#leads("in") || navigator.clipboard?.readText === undefined;
+    field.readOnly = !this.#leads("in");
+    help.textContent = ports.text(helpKeys[ports.way]);
+    for (const type of ["keydown", "pointerdown"]) {
+      screen.addEventListener(type, () => this.#touched(), { capture: true, passive: true });
+    }
     window.addEventListener("focus", () => void this.#readQuietly());
+    if (this.#leads("in")) {
+      field.addEventListener("input", () => this.#edited());
+      field.addEventListener("blur", () => this.#flush());
+      new PasteKeys(screen, {
+        take: (text) => this.#pasted(text),
+        read: () => this.#readIfGranted(),
+      });
+    }
+  }
+
+  #leads(way: "in" | "out"): boolean {
+    return this.#ports.way === "both" || this.#ports.way === way;
   }
 
   /** A new connection stands: what was written meanwhile goes out now. */
@@ -67,7 +103,7 @@ export class Clipboard {
       this.#say(null);
     }
     if (isNew && performance.now() > this.#settledAt) {
-      void this.#writeQuietly(text);
+      void this.#hand(text);
     }
   }
 
@@ -85,7 +121,7 @@ export class Clipboard {
 
   #edited(): void {
     this.#isUnsent = true;
-    this.#say(this.#parts.field.value.length > largeLength ? "clipboard.large" : null);
+    this.#say(isLarge(this.#parts.field.value) ? "clipboard.large" : null);
     clearTimeout(this.#sendTimer);
     this.#sendTimer = setTimeout(() => this.#flush(), debounceMs);
   }
@@ -121,32 +157,78 @@ export class Clipboard {
     }
   }
 
-  async #writeQuietly(text: string): Promise<void> {
-    if (!document.hasFocus() || !(await isGranted("clipboard-write"))) {
+  // Puts the desktop's text on this computer's clipboard, or where a click is needed offers that.
+  async #hand(text: string): Promise<void> {
+    if (!document.hasFocus() || (await this.#writeQuietly(text))) {
       return;
     }
+    if (performance.now() - this.#touchedAt < attentiveMs) {
+      const label = this.#ports.text("clipboard.copy");
+      this.#ports.tell(this.#ports.text("clipboard.offer"), { label, act: () => this.#copy() });
+    }
+  }
+
+  async #writeQuietly(text: string): Promise<boolean> {
     try {
       await navigator.clipboard.writeText(text);
       this.#system = text;
+      return true;
     } catch {
-      // Lost the focus meanwhile, or a policy of the frame: the panel has the text anyway.
+      // Plain http, no permission, no key or click just now, or a policy of the frame.
+      return false;
     }
   }
 
   async #readQuietly(): Promise<void> {
-    if (!(await isGranted("clipboard-read"))) {
-      return;
+    const text = this.#leads("in") ? await this.#readIfGranted() : null;
+    if (text !== null && text !== "" && normalize(text) !== this.#system) {
+      this.#take(text);
+    } else if (this.#remote !== null && this.#remote !== this.#system && document.hasFocus()) {
+      await this.#writeQuietly(this.#remote);
+    }
+  }
+
+  async #readIfGranted(): Promise<string | null> {
+    if ((await readPermission()) !== "granted") {
+      return null;
     }
     try {
-      const text = await navigator.clipboard.readText();
-      const isNew = text !== "" && normalize(text) !== this.#system;
-      if (isNew) {
-        this.#take(text);
-      } else if (this.#remote !== null && this.#remote !== this.#system) {
-        await this.#writeQuietly(this.#remote);
-      }
+      return await navigator.clipboard.readText();
     } catch {
-      // Not focused any more, or not text: there is nothing to take over.
+      // Not focused any more, or not text.
+      return null;
+    }
+  }
+
+  // Somebody is at it. Chromium is asked once whether this page may look at the clipboard: keys
+  // paste without that, but the menus of the desktop's programs do not.
+  #touched(): void {
+    this.#touchedAt = performance.now();
+    if (this.#isAsked || !this.#leads("in")) {
+      return;
+    }
+    this.#isAsked = true;
+    if (loadSetting("clipboard-asked") !== null) {
+      return;
+    }
+    void readPermission().then(async (state) => {
+      if (state !== "prompt") {
+        return;
+      }
+      saveSetting("clipboard-asked", "true");
+      try {
+        this.#take(await navigator.clipboard.readText());
+      } catch {
+        // The answer was no.
+      }
+    });
+  }
+
+  // A key is about to paste this.
+  #pasted(raw: string): void {
+    this.#take(raw);
+    if (isLarge(raw)) {
+      this.#ports.tell(this.#ports.text("clipboard.large"));
     }
   }
 
@@ -154,7 +236,7 @@ export class Clipboard {
   #take(raw: string): void {
     const text = normalize(raw);
     this.#system = text;
-    if (text === this.#remote) {
+    if (text === this.#remote || text === "") {
       return;
     }
     this.#parts.field.value = text;
@@ -172,16 +254,28 @@ function normalize(text: string): string {
   return text.replaceAll("\r\n", "\n");
 }
 
-// Only Chromium knows these names: elsewhere the quiet way stays shut, and nothing ever asks.
-async function isGranted(name: "clipboard-read" | "clipboard-write"): Promise<boolean> {
+const helpKeys = {
+  both: "clipboard.help",
+  in: "clipboard.help-in",
+  out: "clipboard.help-out",
+  off: "clipboard.help-out",
+} as const satisfies Record<ClipboardWay, TextKey>;
+
+function isLarge(text: string): boolean {
+  const lineEnds = text.split("\n").length - 1;
+  return new TextEncoder().encode(text).length + lineEnds > largeBytes;
+}
+
+// Only Chromium knows this name: elsewhere the quiet way stays shut, and nothing ever asks.
+async function readPermission(): Promise<PermissionState | null> {
   if (navigator.clipboard === undefined) {
-    return false;
+    return null;
   }
   try {
-    const permission = await navigator.permissions.query({ name: name as PermissionName });
-    return permission.state === "granted";
+    const name = "clipboard-read" as PermissionName;
+    return (await navigator.permissions.query({ name })).state;
   } catch {
     // TypeError: this browser has no such permission.
-    return false;
+    return null;
   }
 }

@@ -11,11 +11,21 @@ export interface ScreenEvents {
   desktopName(name: string): void;
 }
 
+/** What goes along with each connection: how large and how fine its pictures are. */
+export interface Attachment {
+  /** Before noVNC has the socket. */
+  guard?(socket: WebSocket): void;
+  use(rfb: RFB, canvas: HTMLCanvasElement | null): void;
+  connected?(): void;
+  release(): void;
+}
+
 interface Parts {
   container: HTMLElement;
   frame: HTMLElement;
   label: string;
   meter: Meter;
+  attachments: readonly Attachment[];
 }
 
 // A line that answers at all answers in this time; a dead one may stay silent for many minutes.
@@ -34,8 +44,6 @@ const pixelRequest = Uint8Array.of(3, 0, 0, 0, 0, 0, 0, 1, 0, 1);
 export class Screen {
   #parts: Parts;
   #events: ScreenEvents;
-  #line: Line | null = null;
-  #isZoomed = false;
 
   constructor(parts: Parts, events: ScreenEvents) {
     this.#parts = parts;
@@ -47,23 +55,15 @@ export class Screen {
     const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
     this.#parts.meter.watch(socket);
+    for (const attachment of this.#parts.attachments) {
+      attachment.guard?.(socket);
+    }
     const line = new Line(socket, events, this.#parts);
-    this.#line = line;
-    this.setZoomed(this.#isZoomed);
     line.rfb.addEventListener("clipboard", (event) => this.#events.clipboard(event.detail.text));
     line.rfb.addEventListener("desktopname", (event) =>
       this.#events.desktopName(event.detail.name),
     );
     return line;
-  }
-
-  /** Zoomed, the screen is larger than its window: the picture has to grow, and not the desktop. */
-  setZoomed(isZoomed: boolean): void {
-    this.#isZoomed = isZoomed;
-    if (this.#line !== null) {
-      this.#line.rfb.scaleViewport = isZoomed;
-      this.#line.rfb.resizeSession = !isZoomed;
-    }
   }
 
   forgetFrame(): void {
@@ -77,6 +77,7 @@ class Line implements Connection {
   #socket: WebSocket;
   #events: ConnectionEvents;
   #frame: HTMLElement;
+  #attachments: readonly Attachment[];
   #canvas: HTMLCanvasElement | null;
   #phase: "connecting" | "connected" | "ended" = "connecting";
   #heardAt = 0;
@@ -86,6 +87,7 @@ class Line implements Connection {
     this.#socket = socket;
     this.#events = events;
     this.#frame = parts.frame;
+    this.#attachments = parts.attachments;
     // Bound before noVNC's own handlers, so that the code is known and the canvas still there.
     socket.addEventListener("close", (event) => this.#end({ code: event.code }));
     socket.addEventListener("message", () => {
@@ -96,6 +98,9 @@ class Line implements Connection {
     this.#canvas = parts.container.querySelector("canvas");
     this.#canvas?.setAttribute("role", "application");
     this.#canvas?.setAttribute("aria-label", parts.label);
+    for (const attachment of parts.attachments) {
+      attachment.use(this.rfb, this.#canvas);
+    }
     this.rfb.addEventListener("connect", () => this.#connected());
     this.rfb.addEventListener("credentialsrequired", () => {
       this.#end({ code: closeCodes.abnormal, cause: "vnc-password" });
@@ -149,6 +154,9 @@ class Line implements Connection {
     if (this.#frame.hasChildNodes()) {
       this.#revealAt(performance.now() + firstFrameTimeoutMs);
     }
+    for (const attachment of this.#attachments) {
+      attachment.connected?.();
+    }
     this.#events.connected();
   }
 
@@ -171,6 +179,9 @@ class Line implements Connection {
     const hadPicture = this.#phase === "connected";
     this.#phase = "ended";
     clearTimeout(this.#probeTimer);
+    for (const attachment of this.#attachments) {
+      attachment.release();
+    }
     if (hadPicture && this.#canvas !== null) {
       // Moved and not copied: no blink, no encoding. noVNC lets go of it by itself.
       this.#frame.replaceChildren(this.#canvas);

@@ -95,3 +95,28 @@ function parseJson(text: string): Status | null {
     return null;
   }
 }
+
+/** What a route of settings answered: its own words, or with `isOk` false a cause and its detail. */
+export interface Answer {
+  isOk: boolean;
+  body: Record<string, unknown>;
+}
+
+export const getJson = (url: string): Promise<Answer> => exchange(url, { cache: "no-store" });
+
+export const postJson = (url: string, body: object): Promise<Answer> =>
+  exchange(url, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+
+async function exchange(url: string, init: RequestInit): Promise<Answer> {
+  try {
+    const response = await fetch(url, { ...init, credentials: "same-origin", redirect: "manual" });
+    return { isOk: response.ok, body: await response.json() };
+  } catch {
+    // No network, or a proxy's own page.
+    return { isOk: false, body: {} };
+  }
+}

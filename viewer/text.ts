@@ -25,12 +25,76 @@ const table = {
   ],
   cancel: ["Cancel", "Abbrechen", "Annuler", "Cancelar"],
 
+  "layout.title": [
+    "Keyboard layout of the desktop",
+    "Tastaturbelegung des Desktops",
+    "Disposition du clavier du bureau",
+    "Distribución del teclado del escritorio",
+  ],
+  "layout.no-program": [
+    "{program} is missing on the server. Type there: {command}",
+    "{program} fehlt auf dem Server. Dort eingeben: {command}",
+    "{program} manque sur le serveur. Tapez là-bas : {command}",
+    "Falta {program} en el servidor. Escriba allí: {command}",
+  ],
+  "layout.failed": [
+    "The layout could not be set. {error}",
+    "Die Belegung ließ sich nicht setzen. {error}",
+    "La disposition n’a pas pu être appliquée. {error}",
+    "No se pudo cambiar la distribución. {error}",
+  ],
+
+  "display.fit": ["Size", "Größe", "Taille", "Tamaño"],
+  "display.window": ["Fits the window", "Passt zum Fenster", "Suit la fenêtre", "Sigue la ventana"],
+  "display.scale": [
+    "Stays, scaled to the window",
+    "Bleibt, im Fenster skaliert",
+    "Inchangée, mise à l’échelle",
+    "Igual, ajustado a la ventana",
+  ],
+  "display.actual": [
+    "Stays, pixel by pixel, scrolls",
+    "Bleibt, Pixel für Pixel, rollt",
+    "Inchangée, pixel par pixel, défile",
+    "Igual, píxel a píxel, con barras",
+  ],
+  "display.sharp": [
+    "Sharp: use all pixels of this screen",
+    "Scharf: alle Pixel dieses Bildschirms nutzen",
+    "Net : utiliser tous les pixels de cet écran",
+    "Nítido: usar todos los píxeles de esta pantalla",
+  ],
+  "display.quality": ["Picture quality", "Bildqualität", "Qualité d’image", "Calidad de imagen"],
+  "quality.auto": ["Automatic", "Automatisch", "Automatique", "Automática"],
+  "quality.low": ["Low", "Niedrig", "Basse", "Baja"],
+  "quality.medium": ["Medium", "Mittel", "Moyenne", "Media"],
+  "quality.high": ["High", "Hoch", "Haute", "Alta"],
+  "quality.lossless": ["Lossless", "Verlustfrei", "Sans perte", "Sin pérdida"],
+
   "clipboard.title": ["Clipboard", "Zwischenablage", "Presse-papiers", "Portapapeles"],
   "clipboard.help": [
     "This is the desktop’s clipboard. What you type or paste here can be pasted there, and what is copied there appears here.",
     "Das ist die Zwischenablage des Desktops. Was hier steht, lässt sich dort einfügen, und was dort kopiert wird, erscheint hier.",
     "Voici le presse-papiers du bureau. Ce que vous tapez ou collez ici peut être collé là-bas, et ce qui y est copié apparaît ici.",
     "Este es el portapapeles del escritorio. Lo que escriba o pegue aquí se puede pegar allí, y lo que se copie allí aparece aquí.",
+  ],
+  "clipboard.help-in": [
+    "What you type or paste here can be pasted on the desktop. Nothing can be copied out of it.",
+    "Was hier steht, lässt sich auf dem Desktop einfügen. Aus ihm heraus lässt sich nichts kopieren.",
+    "Ce que vous tapez ou collez ici peut être collé sur le bureau. Rien ne peut en être copié.",
+    "Lo que escriba o pegue aquí se puede pegar en el escritorio. De él no se puede copiar nada.",
+  ],
+  "clipboard.help-out": [
+    "What is copied on the desktop appears here. Nothing can be pasted into it.",
+    "Was auf dem Desktop kopiert wird, erscheint hier. In ihn lässt sich nichts einfügen.",
+    "Ce qui est copié sur le bureau apparaît ici. Rien ne peut y être collé.",
+    "Lo que se copie en el escritorio aparece aquí. En él no se puede pegar nada.",
+  ],
+  "clipboard.offer": [
+    "Something was copied on the desktop.",
+    "Auf dem Desktop wurde etwas kopiert.",
+    "Du texte a été copié sur le bureau.",
+    "Se ha copiado algo en el escritorio.",
   ],
   "clipboard.copy": [
     "Copy to this computer",
@@ -59,10 +123,10 @@ const table = {
     "El navegador no lo ha permitido: pegue el texto a mano en el campo.",
   ],
   "clipboard.large": [
-    "This is a long text: many VNC servers cut it after 256 KiB.",
-    "Das ist ein langer Text: Viele VNC-Server schneiden ihn nach 256 KiB ab.",
-    "Ce texte est long : beaucoup de serveurs VNC le coupent après 256 Kio.",
-    "Es un texto largo: muchos servidores VNC lo cortan a partir de 256 KiB.",
+    "This text is longer than 256 KiB: many VNC servers do not take it.",
+    "Dieser Text ist länger als 256 KiB: Viele VNC-Server nehmen ihn nicht an.",
+    "Ce texte dépasse 256 Kio : beaucoup de serveurs VNC ne l’acceptent pas.",
+    "Este texto pasa de 256 KiB: muchos servidores VNC no lo aceptan.",
   ],
   "clipboard.offline": [
     "It is sent when the connection is back.",

@@ -2,20 +2,23 @@
 
 import { Bar } from "./bar.ts";
 import { Card, isFocusFree } from "./card.ts";
-import { Clipboard } from "./clipboard.ts";
+import { Clipboard, parseWay } from "./clipboard.ts";
+import { Display } from "./display.ts";
 import { byId, createIcon } from "./dom.ts";
 import logo from "./jupyter-logo.svg" with { type: "text" };
 import { Keyboard } from "./keyboard.ts";
 import { bindUnloadQuestion, createKeysPanel } from "./keys.ts";
+import { Layouts } from "./layout.ts";
 import { Meter } from "./meter.ts";
 import { createMoreMenu } from "./more.ts";
 import type { Notice } from "./notice.ts";
 import { Panels } from "./panels.ts";
+import { Quality } from "./quality.ts";
 import { type Status, websocketUrl } from "./rules.ts";
 import { Screen } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
 import { bindToggle } from "./settings.ts";
-import { askStatus, postOrder, StatusFeed } from "./status.ts";
+import { askStatus, postJson, postOrder, StatusFeed } from "./status.ts";
 import { Modifiers } from "./strokes.ts";
 import { chooseLanguage, createText, isTextKey, type Text } from "./text.ts";
 import { Toast } from "./toast.ts";
@@ -46,14 +49,22 @@ function start(): void {
   });
   const meter = new Meter();
   const toast = new Toast();
-  const clipboard = createClipboard(text, (value) => session.sendClipboard(value));
-  panels.on("clipboard", { opened: () => clipboard.opened(), closed: () => clipboard.closed() });
+  const clipboard = createClipboard(text, panels, (value) => session.sendClipboard(value));
+  const layouts = createLayouts(text, base);
+  panels.on("keys", { opened: () => void layouts?.opened() });
+  const quality = new Quality(byId("display-quality", HTMLSelectElement), {
+    meter,
+    probeUrl: `${base}healthz`,
+    isVisible: browserPorts.isVisible,
+  });
+  const display = createDisplay(base);
   const screen = new Screen(
     {
-      container: byId("screen", HTMLElement),
+      container: byId("stage", HTMLElement),
       frame: byId("frame", HTMLElement),
       label: text("screen.label"),
       meter,
+      attachments: [display, quality],
     },
     { clipboard: (value) => clipboard.received(value), desktopName: title.setName },
   );
@@ -75,6 +86,7 @@ function start(): void {
       hands.forget();
       if (state === "connected") {
         clipboard.connected();
+        void layouts?.connected();
         takeFocus(session);
       }
     },
@@ -86,7 +98,7 @@ function start(): void {
     isOutdated: (status) => isOutdated(status, version),
     ...browserPorts,
   });
-  const hands = createHands({ text, toast, session, bar, screen });
+  const hands = createHands({ text, toast, session, bar, display });
   const unload = bindUnloadQuestion(() => session.state === "connected");
   createMoreMenu({
     ...{ text, toast, panels, meter, version },
@@ -106,15 +118,19 @@ function createHands(parts: {
   toast: Toast;
   session: Session;
   bar: Bar;
-  screen: Screen;
+  display: Display;
 }) {
-  const { text, toast, session, bar, screen } = parts;
+  const { text, toast, session, bar, display } = parts;
   const container = byId("screen", HTMLElement);
   const send: Session["sendKey"] = (keysym, code, isDown) => session.sendKey(keysym, code, isDown);
   const modifiers = new Modifiers(send);
   const keyboard = new Keyboard(container, { leave: () => bar.focus() });
   const keysPanel = createKeysPanel({ text, toast, send, modifiers, keyboard });
-  const zoom = new Zoom(container, { zoomed: (isZoomed) => screen.setZoomed(isZoomed) });
+  const zoom = new Zoom(container, {
+    zoomed: (isZoomed) => {
+      display.isZoomed = isZoomed;
+    },
+  });
   const trackpad = new Trackpad(container, zoom);
   new TouchKeyboard({ text, modifiers, send, focusDesktop: () => session.focus() });
   bindToggle(byId("trackpad-entry", HTMLButtonElement), "trackpad", (isOn) => {
@@ -229,15 +245,55 @@ function createTitle() {
   };
 }
 
-function createClipboard(text: Text, send: (value: string) => boolean): Clipboard {
-  return new Clipboard(
+function createClipboard(text: Text, panels: Panels, send: (value: string) => boolean): Clipboard {
+  const toast = new Toast();
+  const way = parseWay(document.body.dataset.clipboard);
+  const clipboard = new Clipboard(
     {
+      screen: byId("screen", HTMLElement),
+      help: byId("clipboard-help", HTMLElement),
       field: byId("clipboard-text", HTMLTextAreaElement),
       note: byId("clipboard-note", HTMLElement),
       copy: byId("clipboard-copy", HTMLButtonElement),
       paste: byId("clipboard-paste", HTMLButtonElement),
     },
-    { text, send },
+    { text, way, send, tell: (sentence, action) => toast.show(sentence, action) },
+  );
+  panels.offer("clipboard", way !== "off");
+  panels.on("clipboard", { opened: () => clipboard.opened(), closed: () => clipboard.closed() });
+  return clipboard;
+}
+
+// What somebody else's VNC server shows cannot be told what to do.
+const isOwnDesktop = () => document.body.dataset.desktop === "own";
+
+function createDisplay(base: string): Display {
+  return new Display(
+    {
+      screen: byId("screen", HTMLElement),
+      stage: byId("stage", HTMLElement),
+      fit: byId("display-fit", HTMLSelectElement),
+      sharp: byId("display-sharp", HTMLInputElement),
+      sharpLabel: byId("display-sharp-label", HTMLElement),
+    },
+    {
+      setScale: async (factor) =>
+        isOwnDesktop() && (await postJson(`${base}desktop/api/scale`, { factor })).isOk,
+    },
+  );
+}
+
+function createLayouts(text: Text, base: string): Layouts | null {
+  if (!isOwnDesktop()) {
+    return null;
+  }
+  return new Layouts(
+    {
+      slot: byId("keys-layout", HTMLElement),
+      select: byId("keys-layout-select", HTMLSelectElement),
+      note: byId("keys-layout-note", HTMLElement),
+    },
+    { text, url: `${base}desktop/api/keyboard` },
   );
 }
 
