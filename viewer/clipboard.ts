@@ -91,7 +91,6 @@ export class Clipboard {
 
   /** The desktop's clipboard changed. */
   received(text: string): void {
-    const isNew = text !== this.#remote;
     this.#remote = text;
     if (this.#isUnsent) {
       // An edit under way is newer than this, and goes out in a moment.
@@ -102,7 +101,8 @@ export class Clipboard {
       this.#parts.field.value = text;
       this.#say(null);
     }
-    if (isNew && performance.now() > this.#settledAt) {
+    // Also when it is the same as before: this computer may hold another by now.
+    if (performance.now() > this.#settledAt) {
       void this.#hand(text);
     }
   }
