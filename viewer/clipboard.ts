@@ -23,6 +23,7 @@ export interface ClipboardPorts {
   /** False when there is no connection to send it over. */
   send(text: string): boolean;
   tell(sentence: string, action?: ToastAction): void;
+  focusDesktop(): void;
 }
 
 export type ClipboardWay = "both" | "in" | "out" | "off";
@@ -163,9 +164,14 @@ export class Clipboard {
       return;
     }
     if (performance.now() - this.#touchedAt < attentiveMs) {
-      const label = this.#ports.text("clipboard.copy");
-      this.#ports.tell(this.#ports.text("clipboard.offer"), { label, act: () => this.#copy() });
+      const { tell, text: words } = this.#ports;
+      tell(words("clipboard.offer"), { label: words("clipboard.copy"), act: () => this.#accept() });
     }
+  }
+
+  async #accept(): Promise<void> {
+    await this.#copy();
+    this.#ports.focusDesktop();
   }
 
   async #writeQuietly(text: string): Promise<boolean> {

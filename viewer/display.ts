@@ -2,15 +2,17 @@
 // the stage, an element of the size that fits; which size is asked for is decided here.
 
 import type RFB from "@novnc/novnc";
+import {
+  type Fit,
+  parseFit,
+  resizeMessage,
+  type Size,
+  scaleFor,
+  sizeMessageBytes,
+  sizeMessageType,
+  wantedSize,
+} from "./choices.ts";
 import { loadSetting, saveSetting } from "./settings.ts";
-
-export interface Size {
-  width: number;
-  height: number;
-}
-
-/** Fits the window by resizing, is scaled to it, is shown pixel by pixel, or has a size of its own. */
-export type Fit = "window" | "scale" | "actual" | Size;
 
 export interface DisplayParts {
   screen: HTMLElement;
@@ -33,58 +35,6 @@ const firstSizeMs = 700;
 
 // Programs draw all of theirs anew for another scale: a window should have come to rest before.
 const scalePauseMs = 500;
-
-// SetDesktopSize (rfbproto): type, padding, width, height, number of screens, padding; then for a
-// screen its id, x, y, width, height and flags.
-const sizeMessageType = 251;
-const sizeMessageBytes = 24;
-
-// Rounding must not take a pixel off 1000 × 1.15.
-const roundingSlack = 0.01;
-
-/** What was chosen, from its name; what is no name of ours is the default. */
-export function parseFit(name: string | null): Fit {
-  if (name === "scale" || name === "actual") {
-    return name;
-  }
-  const [, width, height] = /^(\d{3,5})x(\d{3,5})$/.exec(name ?? "") ?? [];
-  return width !== undefined && height !== undefined
-    ? { width: Number(width), height: Number(height) }
-    : "window";
-}
-
-/** The size to ask the server for; null when it is to stay as it is. */
-export function wantedSize(fit: Fit, area: Size, ratio: number): Size | null {
-  if (typeof fit === "object") {
-    return fit;
-  }
-  if (fit !== "window" || area.width < 1 || area.height < 1) {
-    return null;
-  }
-  return {
-    width: Math.floor(area.width * ratio + roundingSlack),
-    height: Math.floor(area.height * ratio + roundingSlack),
-  };
-}
-
-/** The scale for the desktop's programs, in quarters: no finer one makes a difference to the eye. */
-export function scaleFor(fit: Fit, ratio: number): number {
-  return fit === "window" ? Math.min(4, Math.max(1, Math.round(ratio * 4) / 4)) : 1;
-}
-
-/** The same message, for another size. */
-export function resizeMessage(
-  message: Uint8Array,
-  { width, height }: Size,
-): Uint8Array<ArrayBuffer> {
-  const copy = new Uint8Array(message);
-  const view = new DataView(copy.buffer);
-  for (const at of [2, 16]) {
-    view.setUint16(at, width);
-    view.setUint16(at + 2, height);
-  }
-  return copy;
-}
 
 export class Display {
   #parts: DisplayParts;

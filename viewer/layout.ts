@@ -1,6 +1,7 @@
 // The owner of the choice of the desktop's keyboard layout: remembered by this browser, and set on
 // each connection once one was chosen.
 
+import { isValues, layoutChoices } from "./choices.ts";
 import { loadSetting, saveSetting } from "./settings.ts";
 import { type Answer, getJson, postJson } from "./status.ts";
 import type { Text } from "./text.ts";
@@ -14,25 +15,6 @@ export interface LayoutParts {
 export interface LayoutPorts {
   text: Text;
   url: string;
-}
-
-interface Choice {
-  /** "de" or "de:nodeadkeys". */
-  value: string;
-  title: string;
-}
-
-/** All layouts with their variants, by title; what is not of the expected form is left out. */
-export function layoutChoices(value: unknown): Choice[] {
-  const layouts = Array.isArray(value) ? value.filter(isNamed) : [];
-  const choices = layouts.flatMap(({ name, title, variants }) => [
-    { value: name, title },
-    ...(Array.isArray(variants) ? variants.filter(isNamed) : []).map((variant) => ({
-      value: `${name}:${variant.name}`,
-      title: variant.title,
-    })),
-  ]);
-  return choices.toSorted((a, b) => a.title.localeCompare(b.title, "en"));
 }
 
 export class Layouts {
@@ -95,12 +77,4 @@ export class Layouts {
     const key = body.cause === "no-program" ? "layout.no-program" : "layout.failed";
     note.textContent = isOk ? "" : this.#ports.text(key, { error: "", ...detail });
   }
-}
-
-function isNamed(value: unknown): value is { name: string; title: string; variants?: unknown } {
-  return isValues(value) && typeof value.name === "string" && typeof value.title === "string";
-}
-
-function isValues(value: unknown): value is Record<string, string> {
-  return typeof value === "object" && value !== null;
 }

@@ -1,6 +1,8 @@
 // Stands before noVNC for the keys that paste: what this computer holds goes ahead of them. The
 // browser's own paste event tells it, which needs no permission; noVNC would keep it from coming.
 
+import { isPasteKey } from "./choices.ts";
+
 export interface PastePorts {
   /** The text that this computer holds; it is on its way to the desktop when this returns. */
   take(text: string): void;
@@ -10,17 +12,6 @@ export interface PastePorts {
 
 // Reading is a matter of some ms; no key waits for longer.
 const readTimeoutMs = 300;
-
-/** Whether this key pastes, on any of the systems that a browser or a desktop runs on. */
-export function isPasteKey(
-  event: Pick<KeyboardEvent, "code" | "key" | "ctrlKey" | "metaKey" | "altKey" | "shiftKey">,
-): boolean {
-  const { key, ctrlKey, metaKey, altKey, shiftKey } = event;
-  if (altKey) {
-    return false;
-  }
-  return ctrlKey || metaKey ? key.toLowerCase() === "v" : shiftKey && key === "Insert";
-}
 
 export class PasteKeys {
   #screen: HTMLElement;

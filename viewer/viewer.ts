@@ -2,7 +2,7 @@
 
 import { Bar } from "./bar.ts";
 import { Card, isFocusFree } from "./card.ts";
-import { Clipboard, parseWay } from "./clipboard.ts";
+import { Clipboard, type ClipboardPorts, parseWay } from "./clipboard.ts";
 import { Display } from "./display.ts";
 import { byId, createIcon } from "./dom.ts";
 import logo from "./jupyter-logo.svg" with { type: "text" };
@@ -49,7 +49,12 @@ function start(): void {
   });
   const meter = new Meter();
   const toast = new Toast();
-  const clipboard = createClipboard(text, panels, (value) => session.sendClipboard(value));
+  const clipboard = createClipboard(panels, {
+    text,
+    tell: (sentence, action) => toast.show(sentence, action),
+    send: (value) => session.sendClipboard(value),
+    focusDesktop: () => session.focus(),
+  });
   const layouts = createLayouts(text, base);
   panels.on("keys", { opened: () => void layouts?.opened() });
   const quality = new Quality(byId("display-quality", HTMLSelectElement), {
@@ -245,8 +250,10 @@ function createTitle() {
   };
 }
 
-function createClipboard(text: Text, panels: Panels, send: (value: string) => boolean): Clipboard {
-  const toast = new Toast();
+function createClipboard(
+  panels: Panels,
+  ports: Pick<ClipboardPorts, "text" | "tell" | "send" | "focusDesktop">,
+): Clipboard {
   const way = parseWay(document.body.dataset.clipboard);
   const clipboard = new Clipboard(
     {
@@ -257,7 +264,7 @@ function createClipboard(text: Text, panels: Panels, send: (value: string) => bo
       copy: byId("clipboard-copy", HTMLButtonElement),
       paste: byId("clipboard-paste", HTMLButtonElement),
     },
-    { text, way, send, tell: (sentence, action) => toast.show(sentence, action) },
+    { ...ports, way },
   );
   panels.offer("clipboard", way !== "off");
   panels.on("clipboard", { opened: () => clipboard.opened(), closed: () => clipboard.closed() });

@@ -206,6 +206,9 @@ test("where the browser forbids it, one click copies here what was copied there"
     });
     await screenshot(page, "clipboard-offer.png");
     await button.click();
+    await until("the keyboard back at the desktop", () =>
+      page.evaluate<boolean>('document.activeElement.matches("canvas")'),
+    );
     await until("the text here", async () => (await other.read()).startsWith("copied there"));
   }));
 
