@@ -64,7 +64,13 @@ export async function measureRoundTrip(url: string): Promise<number | null> {
       cache: "no-store",
       signal: AbortSignal.timeout(roundTripTimeoutMs),
     });
-    return response.ok ? performance.now() - start : null;
+    await response.arrayBuffer();
+    // The browser's own clock does not count what this page kept it waiting for.
+    const entry = performance.getEntriesByName(response.url).at(-1);
+    performance.clearResourceTimings();
+    const isTimed = entry instanceof PerformanceResourceTiming && entry.requestStart >= start;
+    const took = isTimed ? entry.responseEnd - entry.requestStart : performance.now() - start;
+    return response.ok ? took : null;
   } catch {
     // No network, or too late: no figure.
     return null;

@@ -1,6 +1,7 @@
 /** A desktop that is there at once: no more than a pattern on the screen, and what a test starts on it. */
 import * as fs from "node:fs";
 import * as path from "node:path";
+import type { Socket, TCPSocketListener } from "bun";
 import { processesWith, startServer, tempDir, until } from "../_helpers.ts";
 
 /** Lines of one pixel, white on black, on every sixteenth column and row. */
@@ -65,4 +66,128 @@ function sessionEnv(dir: string): Record<string, string> | undefined {
       found.map((entry) => [entry.split("=", 1)[0], entry.slice(entry.indexOf("=") + 1)]),
     )
   );
+}
+
+interface End {
+  other?: Socket<End>;
+  lane: Lane;
+}
+
+/** One direction of a line: whatever connection it is of, what comes first goes first. */
+interface Lane {
+  readonly queue: { to: Socket<End>; bytes: Uint8Array; at: number }[];
+  /** How many bytes may go now. */
+  credit: number;
+}
+
+/** What waits before the senders are told to wait: a small buffer, as routers have it. */
+const QUEUE_BYTES = 32 * 1024;
+const TICK_MS = 5;
+
+interface Shape {
+  bytesPerSecond: number;
+  delayMs: number;
+}
+
+/** A line to the server that can be made narrow towards the browser, and slow both ways. */
+export class Narrow {
+  #shape: Shape | undefined;
+  readonly #up: Lane = { queue: [], credit: 0 };
+  readonly #down: Lane = { queue: [], credit: 0 };
+  readonly #ends = new Set<Socket<End>>();
+  readonly #listener: TCPSocketListener<End>;
+  readonly #clock: Timer;
+  readonly url: URL;
+
+  constructor(server: URL) {
+    const close = (end: Socket<End>) => {
+      this.#ends.delete(end);
+      end.data.other?.end();
+    };
+    const handlers: Bun.SocketHandler<End> = {
+      data: ({ data: { other, lane } }, bytes) => {
+        if (other) lane.queue.push({ to: other, bytes: Uint8Array.from(bytes), at: Date.now() });
+        this.#tick(0);
+      },
+      drain: () => this.#tick(0),
+      close,
+      error: close,
+    };
+    const open = async (near: Socket<End>) => {
+      near.pause();
+      const far = await Bun.connect<End>({
+        hostname: server.hostname,
+        port: Number(server.port),
+        data: { other: near, lane: this.#down },
+        socket: handlers,
+      });
+      near.data.other = far;
+      this.#ends.add(near).add(far);
+      near.resume();
+    };
+    this.#listener = Bun.listen<End>({
+      hostname: "127.0.0.1",
+      port: 0,
+      data: { lane: this.#up },
+      socket: {
+        ...handlers,
+        open: (near) => {
+          near.data = { lane: this.#up };
+          return open(near);
+        },
+      },
+    });
+    this.#clock = setInterval(() => this.#tick(TICK_MS), TICK_MS);
+    this.url = new URL(server);
+    this.url.port = String(this.#listener.port);
+  }
+
+  narrow(shape: Shape) {
+    this.#shape = shape;
+  }
+
+  free() {
+    this.#shape = undefined;
+    this.#tick(0);
+  }
+
+  #tick(ms: number) {
+    const rate = this.#shape ? this.#shape.bytesPerSecond / 1000 : Number.POSITIVE_INFINITY;
+    this.#up.credit = Number.POSITIVE_INFINITY;
+    // Not saved up for long: a pause makes the line no wider.
+    this.#down.credit = this.#shape
+      ? Math.min(8 * TICK_MS * rate, this.#down.credit + ms * rate)
+      : Number.POSITIVE_INFINITY;
+    for (const lane of [this.#up, this.#down]) {
+      this.#pass(lane);
+      const waiting = lane.queue.reduce((sum, { bytes }) => sum + bytes.length, 0);
+      for (const end of this.#ends) {
+        if (end.data.lane !== lane) continue;
+        if (waiting > QUEUE_BYTES) end.pause();
+        else end.resume();
+      }
+    }
+  }
+
+  #pass(lane: Lane) {
+    for (let first = lane.queue[0]; first && lane.credit >= 1; first = lane.queue[0]) {
+      if (this.#shape && Date.now() - first.at < this.#shape.delayMs) return;
+      const part = first.bytes.subarray(0, Math.min(first.bytes.length, Math.floor(lane.credit)));
+      const written = first.to.write(part);
+      if (written < 0) {
+        lane.queue.shift(); // that connection is over
+        continue;
+      }
+      lane.credit -= written;
+      if (written === first.bytes.length) lane.queue.shift();
+      else first.bytes = first.bytes.subarray(written);
+      if (written < part.length) return;
+    }
+  }
+
+  [Symbol.dispose]() {
+    clearInterval(this.#clock);
+    this.#listener.stop(true);
+    for (const end of this.#ends) end.terminate();
+  }
 }

@@ -12,7 +12,7 @@ import {
   screenshot,
   withPage,
 } from "./_browser.ts";
-import { type Light, lightDesk } from "./_light.ts";
+import { type Light, lightDesk, Narrow } from "./_light.ts";
 
 setDefaultTimeout(60_000);
 
@@ -199,5 +199,33 @@ test("the first picture that is shown has the window's size already", async () =
       return sizes.length > 0 && sizes;
     });
     expect(seen).toEqual([`${area.width}x${area.height}`]);
+  });
+});
+
+test("the quality falls on a narrow line, and rises when the line is free again", async () => {
+  using line = new Narrow(desk.url);
+  await withPage(browser, { viewport: { width: 800, height: 600 } }, async (page) => {
+    await page.goto(line.url.href);
+    await inState(page, "connected");
+    // A screen full of letters that change ten times a second.
+    const letters = "while :; do head -c 1500 /dev/urandom | base64; sleep 0.1; done";
+    const moving = desk.start(["xterm", "-geometry", "120x40+0+0", "-e", "sh", "-c", letters]);
+    const quality = page.locator("#display-quality");
+    const becomes = (level: string) =>
+      until(level, async () => (await quality.getAttribute("data-level")) === level, 30_000);
+    await becomes("high");
+    line.narrow({ bytesPerSecond: 60_000, delayMs: 20 });
+    await becomes("low");
+    line.free();
+    await becomes("high");
+    await page.getByRole("button", { name: "Display" }).click();
+    await page.getByLabel("Picture quality").selectOption("lossless");
+    await becomes("lossless");
+    line.narrow({ bytesPerSecond: 60_000, delayMs: 20 });
+    await page.reload();
+    await inState(page, "connected");
+    await becomes("lossless");
+    moving.kill();
+    await moving.exited;
   });
 });
