@@ -63,6 +63,9 @@ const RETRY_MAX_MS = 30_000;
 const GIVE_UP_FAILURES = 5; // quick failures within the window: it will not mend itself
 const GIVE_UP_WINDOW_MS = 120_000;
 const QUICK_EXIT_MS = 5_000; // an xstartup that ends well this fast was put into the background by its author
+const BUS_START_MS = 3_000; // a session has its D-Bus in a tenth of it
+const SESSION_START_MS = 10_000; // until the panel is there, on a busy machine
+const SESSION_POLL_MS = 100;
 const LOG_TAIL_LINES = 40;
 const LOG_LINE_CHARS = 500;
 const SAME_SIGNAL_MS = 500;
@@ -2629,6 +2632,16 @@ const scaleChoice = z.object({ factor: z.number().min(1).max(4) });
 
 const X_DPI = 96; // what X programs take for the scale of 1
 
+/** The environment of a desktop once it has its D-Bus, or is too old to get one. */
+async function settledEnv(supervisor: Supervisor): Promise<DesktopEnv | undefined> {
+  for (;;) {
+    const env = supervisor.desktopEnv;
+    const isYoung = Date.now() - Date.parse(supervisor.status.since) < BUS_START_MS;
+    if (!env || env.DBUS_SESSION_BUS_ADDRESS || !isYoung) return env;
+    await Bun.sleep(SESSION_POLL_MS);
+  }
+}
+
 /**
  * Makes the programs of the desktop draw larger, for a screen with small pixels. A factor of 1 takes back what was set
  * here before, and leaves alone what the person set.
@@ -2686,14 +2699,22 @@ async function scaleXfce(env: DesktopEnv, factor: number): Promise<void> {
   if (factor > 1) await set(ours, "/scale", `${factor} ${env[MARK]}`);
   else await xfconf(ours, "/scale", "-r");
   const wasWhole = lastMark === env[MARK] ? Math.floor(Number(last)) : 1;
-  if (wasWhole !== scale) await restartXfceParts(env);
+  // Not waited for; what fails of it is a panel that stays small.
+  if (wasWhole !== scale) void restartXfceParts(env).catch(() => {});
 }
 
 /** XFCE's panel and desktop are the two GTK programs that see a change of the scale only at their start. */
 async function restartXfceParts(env: DesktopEnv): Promise<void> {
-  const running = markedPids(env[MARK] ?? "").map((pid) => readIfThere(`/proc/${pid}/comm`).trim());
-  if (running.includes("xfce4-panel")) await runTool(env, ["xfce4-panel", "-r"]);
-  if (!running.includes("xfdesktop")) return;
+  const runs = (name: string) =>
+    markedPids(env[MARK] ?? "").some((pid) => readIfThere(`/proc/${pid}/comm`).trim() === name);
+  // A session that has just begun starts them in a moment.
+  for (
+    const deadline = Date.now() + SESSION_START_MS;
+    !(runs("xfce4-panel") && runs("xfdesktop")) && Date.now() < deadline;
+    await Bun.sleep(SESSION_POLL_MS)
+  );
+  if (runs("xfce4-panel")) await runTool(env, ["xfce4-panel", "-r"]);
+  if (!runs("xfdesktop")) return;
   await runTool(env, ["xfdesktop", "-Q"]);
   Bun.spawn(["xfdesktop"], { env, stdio: ["ignore", "ignore", "ignore"], detached: true }).unref();
 }
@@ -3078,7 +3099,9 @@ export function createApp(options: AppOptions): Hono<Env> {
     GET: onDesktop(options, z.undefined(), readKeyboard),
     POST: onDesktop(options, keyboardChoice, setKeyboard),
   });
-  mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, setScale) });
+  const scale = async (env: DesktopEnv, choice: z.output<typeof scaleChoice>) =>
+    setScale((await settledEnv(supervisor)) ?? env, choice);
+  mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, scale) });
   for (const [name, asset] of openAssets(assets)) {
     mount(app, `/desktop/static/${name}`, { GET: (c) => serveAsset(c, asset, assets.hash) });
   }

@@ -2,12 +2,14 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import type { Browser, Page } from "playwright-core";
-import { until } from "../_helpers.ts";
+import { startServer, until } from "../_helpers.ts";
 import {
   ARTIFACTS,
   ensureViewer,
   inState,
   launchBrowser,
+  type Desk,
+  onDesktop,
   type PageOptions,
   screenshot,
   withPage,
@@ -228,4 +230,40 @@ test("the quality falls on a narrow line, and rises when the line is free again"
     moving.kill();
     await moving.exited;
   });
+});
+
+/** What XFCE draws with, from its own settings. */
+const scaleOf = async (at: Desk) => {
+  const [factor, dpi] = await Promise.all(
+    ["/Gdk/WindowScalingFactor", "/Xft/DPI"].map((name) =>
+      onDesktop(at, ["xfconf-query", "-c", "xsettings", "-p", name]),
+    ),
+  );
+  return `${factor?.trim()} ${dpi?.trim()}`;
+};
+
+/** How high its upper panel is, in pixels of the desktop. */
+const panelOf = async (at: Desk) =>
+  Number(
+    /"xfce4-panel"[^\n]* \d+x(\d+)\+0\+0 /.exec(
+      await onDesktop(at, ["xwininfo", "-root", "-tree"]),
+    )?.[1],
+  );
+
+test("XFCE draws as large as the screen's pixels ask for, and as it did before for the next screen", async () => {
+  await using xfce = await startServer([]);
+  const visit = (deviceScaleFactor: number, scale: string, panel: number) =>
+    withPage(browser, { viewport: VIEWPORT, deviceScaleFactor }, async (page) => {
+      await page.goto(xfce.url.href);
+      await inState(page, "connected");
+      await until(`the scale ${scale}`, async () => (await scaleOf(xfce)) === scale);
+      await until(`a panel ${panel} pixels high`, async () => (await panelOf(xfce)) === panel);
+      await screenshot(page, `display-xfce-${deviceScaleFactor}.png`);
+    });
+  await visit(2, "2 96", 52);
+  await visit(1.5, "1 144", 26);
+  await visit(1, "1 96", 26);
+  // Before anything of the session's own runs: its panel has to come at the right size as well.
+  await xfce.ask("desktop/api/restart", { method: "POST" });
+  await visit(2, "2 96", 52);
 });
