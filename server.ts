@@ -66,6 +66,7 @@ const QUICK_EXIT_MS = 5_000; // an xstartup that ends well this fast was put int
 const BUS_START_MS = 3_000; // a session has its D-Bus in a tenth of it
 const SESSION_START_MS = 10_000; // until the panel is there, on a busy machine
 const SESSION_POLL_MS = 100;
+const PANEL_START_MS = 500; // in its first moments it cannot be told to end
 const LOG_TAIL_LINES = 40;
 const LOG_LINE_CHARS = 500;
 const SAME_SIGNAL_MS = 500;
@@ -2646,9 +2647,14 @@ async function settledEnv(supervisor: Supervisor): Promise<DesktopEnv | undefine
  * Makes the programs of the desktop draw larger, for a screen with small pixels. A factor of 1 takes back what was set
  * here before, and leaves alone what the person set.
  */
-async function setScale(env: DesktopEnv, { factor }: z.output<typeof scaleChoice>) {
+async function setScale(
+  env: DesktopEnv,
+  { factor }: z.output<typeof scaleChoice>,
+  restart: typeof restartXfceParts,
+) {
   if (env.XDG_CURRENT_DESKTOP === "XFCE" && env.DBUS_SESSION_BUS_ADDRESS) {
-    await scaleXfce(env, factor);
+    // Not waited for; what fails of it is a panel that stays as large as it was.
+    if (await scaleXfce(env, factor)) void restart(env).catch(() => {});
     return { factor };
   }
   // Programs that start from now on read this; it is all that desktops have in common.
@@ -2658,8 +2664,8 @@ async function setScale(env: DesktopEnv, { factor }: z.output<typeof scaleChoice
   return { factor };
 }
 
-/** GTK takes whole factors for all that it draws, and letters of any size besides. */
-async function scaleXfce(env: DesktopEnv, factor: number): Promise<void> {
+/** GTK takes whole factors for all that it draws, and letters of any size besides. Has the whole one changed? */
+async function scaleXfce(env: DesktopEnv, factor: number): Promise<boolean> {
   const xfconf = (channel: string, name: string, ...more: string[]) =>
     runTool(env, ["xfconf-query", "-c", channel, "-p", name, ...more]);
   const get = (channel: string, name: string) =>
@@ -2680,7 +2686,7 @@ async function scaleXfce(env: DesktopEnv, factor: number): Promise<void> {
   const [ours, whole] = ["jupyter-desktop", Math.floor(factor)] as const;
   const [last = "", lastMark] = (await get(ours, "/scale")).split(" ");
   const isSame = Number(last || 1) === factor && (lastMark === env[MARK] || !last);
-  if (isSame) return;
+  if (isSame) return false;
   if (!last) {
     const [scale, dpi] = await Promise.all([
       get("xsettings", "/Gdk/WindowScalingFactor"),
@@ -2699,24 +2705,27 @@ async function scaleXfce(env: DesktopEnv, factor: number): Promise<void> {
   if (factor > 1) await set(ours, "/scale", `${factor} ${env[MARK]}`);
   else await xfconf(ours, "/scale", "-r");
   const wasWhole = lastMark === env[MARK] ? Math.floor(Number(last)) : 1;
-  // Not waited for; what fails of it is a panel that stays small.
-  if (wasWhole !== scale) void restartXfceParts(env).catch(() => {});
+  return wasWhole !== scale;
 }
 
 /** XFCE's panel and desktop are the two GTK programs that see a change of the scale only at their start. */
 async function restartXfceParts(env: DesktopEnv): Promise<void> {
-  const runs = (name: string) =>
-    markedPids(env[MARK] ?? "").some((pid) => readIfThere(`/proc/${pid}/comm`).trim() === name);
-  // A session that has just begun starts them in a moment.
-  for (
+  const parts = ["xfce4-panel", "xfdesktop"];
+  const running = () => {
+    const names = markedPids(env[MARK] ?? "").map((pid) => readIfThere(`/proc/${pid}/comm`).trim());
+    return parts.filter((name) => names.includes(name));
+  };
+  const waitFor = async (count: number) => {
     const deadline = Date.now() + SESSION_START_MS;
-    !(runs("xfce4-panel") && runs("xfdesktop")) && Date.now() < deadline;
-    await Bun.sleep(SESSION_POLL_MS)
-  );
-  if (runs("xfce4-panel")) await runTool(env, ["xfce4-panel", "-r"]);
-  if (!runs("xfdesktop")) return;
-  await runTool(env, ["xfdesktop", "-Q"]);
-  Bun.spawn(["xfdesktop"], { env, stdio: ["ignore", "ignore", "ignore"], detached: true }).unref();
+    while (running().length !== count && Date.now() < deadline) await Bun.sleep(SESSION_POLL_MS);
+  };
+  await waitFor(parts.length); // a session that has just begun starts them in a moment
+  await Bun.sleep(PANEL_START_MS);
+  const found = running();
+  await Promise.all(found.map((name) => runTool(env, [name, "--quit"])));
+  await waitFor(0); // a second one ends itself while there is a first
+  const stdio: ["ignore", "ignore", "ignore"] = ["ignore", "ignore", "ignore"];
+  for (const name of found) Bun.spawn([name], { env, stdio, detached: true }).unref();
 }
 
 // --- routes ---
@@ -3061,6 +3070,16 @@ function onDesktop<T extends z.ZodType>(
   };
 }
 
+/** The same work, but a call waits for the end of the one before. */
+function oneByOne<A>(work: (argument: A) => Promise<void>): (argument: A) => Promise<void> {
+  let last = Promise.resolve();
+  return (argument) => {
+    const next = last.then(() => work(argument));
+    last = next.catch(() => {});
+    return next;
+  };
+}
+
 /** The whole HTTP side: a Hono app, with Bun's server in its bindings. */
 export function createApp(options: AppOptions): Hono<Env> {
   const { assets, supervisor, log } = options;
@@ -3099,8 +3118,9 @@ export function createApp(options: AppOptions): Hono<Env> {
     GET: onDesktop(options, z.undefined(), readKeyboard),
     POST: onDesktop(options, keyboardChoice, setKeyboard),
   });
+  const restart = oneByOne(restartXfceParts);
   const scale = async (env: DesktopEnv, choice: z.output<typeof scaleChoice>) =>
-    setScale((await settledEnv(supervisor)) ?? env, choice);
+    setScale((await settledEnv(supervisor)) ?? env, choice, restart);
   mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, scale) });
   for (const [name, asset] of openAssets(assets)) {
     mount(app, `/desktop/static/${name}`, { GET: (c) => serveAsset(c, asset, assets.hash) });
