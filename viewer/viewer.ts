@@ -8,14 +8,14 @@ import { byId, createIcon } from "./dom.ts";
 import logo from "./jupyter-logo.svg" with { type: "text" };
 import { Keyboard } from "./keyboard.ts";
 import { bindUnloadQuestion, createKeysPanel } from "./keys.ts";
-import { Layouts } from "./layout.ts";
+import { type LayoutPorts, Layouts } from "./layout.ts";
 import { Meter } from "./meter.ts";
 import { createMoreMenu } from "./more.ts";
 import type { Notice } from "./notice.ts";
 import { Panels } from "./panels.ts";
 import { Quality } from "./quality.ts";
 import { type Status, websocketUrl } from "./rules.ts";
-import { Screen } from "./screen.ts";
+import { Screen, type ScreenEvents } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
 import { bindToggle } from "./settings.ts";
 import { askStatus, postJson, postOrder, StatusFeed } from "./status.ts";
@@ -32,11 +32,13 @@ const reloadedKey = "jupyter-desktop:reloaded-for";
 function start(): void {
   const { base = "./", version = "" } = document.body.dataset;
   const text = createText(navigator.languages);
-  document.documentElement.lang = chooseLanguage(navigator.languages);
-  fillLabels(text);
-  drawIcons(base);
+  dress(text, base);
   const title = createTitle();
   const statusUrl = `${base}desktop/api/status`;
+  const server = {
+    ask: () => askStatus(statusUrl),
+    order: (what: string) => postOrder(`${base}desktop/api/${what}`),
+  };
 
   const panels = new Panels({
     focusDesktop: () => session.focus(),
@@ -55,22 +57,10 @@ function start(): void {
     send: (value) => session.sendClipboard(value),
     focusDesktop: () => session.focus(),
   });
-  const layouts = createLayouts(text, base);
-  panels.on("keys", { opened: () => void layouts?.opened() });
-  const quality = new Quality(byId("display-quality", HTMLSelectElement), {
-    meter,
-    probeUrl: `${base}healthz`,
-    isVisible: browserPorts.isVisible,
-  });
+  const layouts = createLayouts(panels, { text, url: `${base}desktop/api/keyboard` });
   const display = createDisplay(base);
-  const screen = new Screen(
-    {
-      container: byId("stage", HTMLElement),
-      frame: byId("frame", HTMLElement),
-      label: text("screen.label"),
-      meter,
-      attachments: [display, quality],
-    },
+  const screen = createScreen(
+    { base, meter, display, label: text("screen.label") },
     { clipboard: (value) => clipboard.received(value), desktopName: title.setName },
   );
   const card = createCard(text, (action) => session.act(action));
@@ -82,8 +72,7 @@ function start(): void {
   const session: Session = new Session({
     text,
     connect: (events) => screen.connect(websocketUrl(location.href, base), events),
-    ask: () => askStatus(statusUrl),
-    order: (what) => postOrder(`${base}desktop/api/${what}`),
+    ...server,
     feed,
     show: (state, notice) => {
       card.show(state, notice);
@@ -106,15 +95,27 @@ function start(): void {
   const hands = createHands({ text, toast, session, bar, display });
   const unload = bindUnloadQuestion(() => session.state === "connected");
   createMoreMenu({
-    ...{ text, toast, panels, meter, version },
+    ...{ text, toast, panels, meter, version, ...server },
     healthUrl: `${base}healthz`,
     state: () => session.state,
-    ask: () => askStatus(statusUrl),
-    order: (what) => postOrder(`${base}desktop/api/${what}`),
     leaving: unload.leave,
   });
   bindWakeUps(session);
   session.start();
+}
+
+function createScreen(
+  parts: { base: string; meter: Meter; display: Display; label: string },
+  events: ScreenEvents,
+): Screen {
+  const { base, meter, display, label } = parts;
+  const quality = new Quality(byId("display-quality", HTMLSelectElement), {
+    meter,
+    probeUrl: `${base}healthz`,
+    isVisible: browserPorts.isVisible,
+  });
+  const [container, frame] = [byId("stage", HTMLElement), byId("frame", HTMLElement)];
+  return new Screen({ container, frame, label, meter, attachments: [display, quality] }, events);
 }
 
 /** Keyboard and fingers: all that sends keys and points. */
@@ -189,6 +190,12 @@ function isOutdated(status: Status, version: string): boolean {
     // Storage is shut off: without the guard, stay on the old page.
     return false;
   }
+}
+
+function dress(text: Text, base: string): void {
+  document.documentElement.lang = chooseLanguage(navigator.languages);
+  fillLabels(text);
+  drawIcons(base);
 }
 
 function fillLabels(text: Text): void {
@@ -290,18 +297,20 @@ function createDisplay(base: string): Display {
   );
 }
 
-function createLayouts(text: Text, base: string): Layouts | null {
+function createLayouts(panels: Panels, ports: LayoutPorts): Layouts | null {
   if (!isOwnDesktop()) {
     return null;
   }
-  return new Layouts(
+  const layouts = new Layouts(
     {
       slot: byId("keys-layout", HTMLElement),
       select: byId("keys-layout-select", HTMLSelectElement),
       note: byId("keys-layout-note", HTMLElement),
     },
-    { text, url: `${base}desktop/api/keyboard` },
+    ports,
   );
+  panels.on("keys", { opened: () => void layouts.opened() });
+  return layouts;
 }
 
 function createCard(text: Text, act: ConstructorParameters<typeof Card>[1]["act"]): Card {
