@@ -2414,7 +2414,8 @@ export async function launchDesktop(options: DesktopOptions): Promise<Running> {
     if (keep) fs.writeFileSync(keptFile(runtimeDir), JSON.stringify(kept), { mode: 0o600 });
     const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
     const exited = Promise.race([server.exited, session.exited]);
-    return { target, display, vnc, exited, stop, env: () => markedEnv(mark) };
+    const sessionEnv = () => markedEnv(mark) ?? { ...env, DISPLAY: display };
+    return { target, display, vnc, exited, stop, env: sessionEnv };
   } catch (error) {
     await stop();
     throw error instanceof VncError ? error : placeError(runtimeDir, error);
@@ -3119,8 +3120,11 @@ export function createApp(options: AppOptions): Hono<Env> {
     POST: onDesktop(options, keyboardChoice, setKeyboard),
   });
   const restart = oneByOne(restartXfceParts);
-  const scale = async (env: DesktopEnv, choice: z.output<typeof scaleChoice>) =>
-    setScale((await settledEnv(supervisor)) ?? env, choice, restart);
+  const scale = async (_: DesktopEnv, choice: z.output<typeof scaleChoice>) => {
+    const env = await settledEnv(supervisor);
+    if (!env) throw new VncError("not-own-desktop"); // it was stopped meanwhile
+    return setScale(env, choice, restart);
+  };
   mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, scale) });
   for (const [name, asset] of openAssets(assets)) {
     mount(app, `/desktop/static/${name}`, { GET: (c) => serveAsset(c, asset, assets.hash) });

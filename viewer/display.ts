@@ -24,7 +24,7 @@ export interface DisplayParts {
 
 export interface DisplayPorts {
   /** Has the desktop's programs draw larger; false where that cannot be done. Never rejects. */
-  setScale(factor: number): Promise<boolean>;
+  setScale(factor: number, signal: AbortSignal): Promise<boolean>;
 }
 
 // A window that is being dragged asks for a size at every step.
@@ -49,6 +49,7 @@ export class Display {
   #socket: WebSocket | null = null;
   // noVNC's own message, which has the screen's id.
   #message: Uint8Array<ArrayBuffer> | null = null;
+  #connection = new AbortController();
   #isShown = false;
   #isZoomed = false;
   #shownTimer: ReturnType<typeof setTimeout> | undefined;
@@ -108,6 +109,7 @@ export class Display {
   use(rfb: RFB, canvas: HTMLCanvasElement | null): void {
     this.#rfb = rfb;
     this.#canvas = canvas;
+    this.#connection = new AbortController();
     this.#scaled = null;
     rfb.scaleViewport = true;
     rfb.resizeSession = true;
@@ -131,6 +133,7 @@ export class Display {
   /** The connection is over. */
   release(): void {
     this.#watcher.disconnect();
+    this.#connection.abort();
     for (const timer of [this.#shownTimer, this.#askTimer, this.#scaleTimer]) {
       clearTimeout(timer);
     }
@@ -236,7 +239,8 @@ export class Display {
       return;
     }
     this.#scaled = factor;
-    if (!(await this.#ports.setScale(factor))) {
+    const { signal } = this.#connection;
+    if (!(await this.#ports.setScale(factor, signal)) && !signal.aborted) {
       // All would be tiny.
       this.#canScale = false;
       this.#changed();

@@ -104,11 +104,16 @@ export interface Answer {
 
 export const getJson = (url: string): Promise<Answer> => exchange(url, { cache: "no-store" });
 
-export const postJson = (url: string, body: object): Promise<Answer> =>
+export const postJson = (
+  url: string,
+  body: object,
+  signal: AbortSignal | null = null,
+): Promise<Answer> =>
   exchange(url, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
+    signal,
   });
 
 async function exchange(url: string, init: RequestInit): Promise<Answer> {

@@ -291,8 +291,8 @@ function createDisplay(base: string): Display {
       sharpLabel: byId("display-sharp-label", HTMLElement),
     },
     {
-      setScale: async (factor) =>
-        isOwnDesktop() && (await postJson(`${base}desktop/api/scale`, { factor })).isOk,
+      setScale: async (factor, signal) =>
+        isOwnDesktop() && (await postJson(`${base}desktop/api/scale`, { factor }, signal)).isOk,
     },
   );
 }
