@@ -727,8 +727,16 @@ export type AuthPolicy =
   | { kind: "open"; allowOrigins: readonly string[]; hosts?: readonly string[] }
   | { kind: "token"; token: string; allowOrigins: readonly string[] };
 
+/** Who a request comes from: the desktop's owner, or somebody who was let in, to control it or only to watch. */
+export interface Visitor {
+  readonly role: "owner" | "control" | "watch";
+  /** For the list of who is here; empty where there is no name. */
+  readonly name: string;
+}
+const OWNER: Visitor = { role: "owner", name: "" };
+
 export type AuthDecision =
-  | { ok: true }
+  | { ok: true; visitor: Visitor }
   | { ok: false; status: 401 | 403; reason: "no-token" | "wrong-token" | "origin" | "host" };
 
 export interface AuthRequest {
@@ -751,13 +759,13 @@ export function authorize(request: AuthRequest, policy: AuthPolicy): AuthDecisio
     return { ok: false, status: 403, reason: "origin" };
   if (policy.kind === "open") {
     return policy.hosts === undefined || isKnownHost(request.host, policy.hosts)
-      ? { ok: true }
+      ? { ok: true, visitor: OWNER }
       : { ok: false, status: 403, reason: "host" };
   }
   if (!request.token) return { ok: false, status: 401, reason: "no-token" };
   if (!safeEqual(request.token, policy.token))
     return { ok: false, status: 403, reason: "wrong-token" };
-  return { ok: true };
+  return { ok: true, visitor: OWNER };
 }
 
 /** No Origin is a program's request, not a page's. */
@@ -2485,7 +2493,7 @@ export interface AppOptions {
   readonly log: Log;
 }
 
-type Env = { Bindings: { server: Server<Session> } };
+type Env = { Bindings: { server: Server<Session> }; Variables: { visitor: Visitor } };
 
 const SENTENCES = {
   "no-token":
@@ -2533,6 +2541,7 @@ function guard(options: AppOptions, limiter: GuessLimiter): MiddlewareHandler<En
     const { method } = c.req;
     const decision = authorize(authRequest(c, requestToken(c, cookieName)), policy);
     if (decision.ok) {
+      c.set("visitor", decision.visitor);
       const inAddress = policy.kind === "token" && c.req.query("token") !== undefined;
       if (!inAddress || method !== "GET" || isUpgrade(c)) return next();
       limiter.forgive();
