@@ -7,7 +7,7 @@
  *   bunx jupyter-desktop setup      install a VNC server and a desktop
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
  *
- * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, routes, setup, doctor, main.
+ * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, metrics, routes, setup, doctor, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
  *   argv + env -> loadConfig -> Config -> main -> Supervisor, Bridge -> createApp -> Bun.serve
@@ -20,6 +20,7 @@ import * as fs from "node:fs";
 import { isIP } from "node:net";
 import * as os from "node:os";
 import * as path from "node:path";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { parseArgs } from "node:util";
 import { brotliDecompressSync, gzipSync } from "node:zlib";
 import type { Server, ServerWebSocket, Socket, SocketHandler, Subprocess } from "bun";
@@ -78,6 +79,7 @@ const GUESS_DELAY_MAX_MS = 5_000;
 const GUESSES_IN_FLIGHT = 16; // more wrong tokens than this at once are refused unread
 const SOCKET_PATH_BYTES = 100; // sun_path holds 107; room for a suffix
 const COOKIE_MAX_AGE_S = 30 * 24 * 3600;
+const LOOP_SAMPLE_MS = 20; // of the event loop's lag, with --metrics
 const SSE_BEAT_MS = 25_000; // proxies end a connection that is silent for a minute
 const RFB_GREETING = /^RFB \d{3}\.\d{3}\n$/; // RFC 6143, 7.1.1: 12 bytes
 const RFB_GREETING_BYTES = 12;
@@ -407,6 +409,19 @@ export const OPTIONS = {
     default: "info",
     help: "what to log on stderr; debug adds the desktop's own output",
   },
+  logFormat: {
+    type: choice("text", "json"),
+    group: "Other",
+    hint: "FORMAT",
+    default: "text",
+    help: "one line an event, for people or as JSON for programs",
+  },
+  metrics: {
+    type: toggle,
+    group: "Other",
+    default: "false",
+    help: "answer /metrics, in Prometheus' text format, to whoever may use the desktop",
+  },
   yes: { type: toggle, group: "Other", short: "y", default: "false", help: "setup: do not ask" },
   help: { type: toggle, group: "Other", short: "h", default: "false", help: "show this help" },
   version: { type: toggle, group: "Other", short: "V", default: "false", help: "show the version" },
@@ -690,28 +705,38 @@ export function renderOptionTable(): string {
 }
 
 // --- log ---
-// One line an event on stderr: time, level, what, key=value. Secrets never pass.
+// One line an event on stderr: time, level, what, key=value or the same as JSON. Secrets never pass.
 
 const LEVELS = ["error", "warn", "info", "debug"] as const;
 type Level = (typeof LEVELS)[number];
-export type Log = (level: Level, event: string, fields?: Readonly<Record<string, unknown>>) => void;
+type LogFields = Readonly<Record<string, unknown>>;
+export type Log = (level: Level, event: string, fields?: LogFields) => void;
+
+function textLine(fields: LogFields): string {
+  const { time, level, event, ...rest } = fields;
+  const pairs = Object.entries(rest).map(
+    ([key, value]) =>
+      ` ${key}=${/^[\w.:/@%+,-]+$/.test(String(value)) ? value : JSON.stringify(String(value))}`,
+  );
+  return `${time} ${level} ${event}${pairs.join("")}\n`;
+}
 
 export function createLog(
-  level: Level,
+  { level, format = "text" }: { level: Level; format?: "text" | "json" },
   secrets: readonly string[],
   write: (line: string) => void,
 ): Log {
   const hide = (value: unknown) =>
-    secrets.reduce((safe, secret) => safe.replaceAll(secret, "***"), String(value));
+    typeof value === "number" || typeof value === "boolean"
+      ? value
+      : secrets.reduce((safe, secret) => safe.replaceAll(secret, "***"), String(value));
   return (at, event, fields = {}) => {
     if (LEVELS.indexOf(at) > LEVELS.indexOf(level)) return;
-    const pairs = Object.entries(fields)
+    const entries = Object.entries({ event, ...fields })
       .filter(([, value]) => value !== undefined && value !== null)
-      .map(
-        ([key, value]) =>
-          ` ${key}=${/^[\w.:/@%+,-]+$/.test(hide(value)) ? hide(value) : JSON.stringify(hide(value))}`,
-      );
-    write(`${new Date().toISOString()} ${at} ${hide(event)}${pairs.join("")}\n`);
+      .map(([key, value]) => [key, hide(value)]);
+    const line = { time: new Date().toISOString(), level: at, ...Object.fromEntries(entries) };
+    write(format === "json" ? `${JSON.stringify(line)}\n` : textLine(line));
   };
 }
 
@@ -1075,10 +1100,18 @@ const connect = <T>(target: Target, socket: SocketHandler<T>, data: T) =>
     ? Bun.connect<T>({ unix: target.path, socket, data })
     : Bun.connect<T>({ hostname: target.host, port: target.port, socket, data });
 
+/** What a bridge has carried since its start, in bytes, and for how many viewers. */
+export interface Traffic {
+  viewers: number;
+  toBrowser: number;
+  fromBrowser: number;
+}
+
 /** What a session needs of the bridge that it belongs to. */
 interface SessionOwner {
   readonly sizeLimit: SizeLimit;
   readonly idleDisconnectMs: number;
+  readonly traffic: Traffic;
   input(session: Session): void;
   mayResize(session: Session): boolean;
   ended(session: Session): void;
@@ -1239,6 +1272,7 @@ export class Session {
   fromVnc(bytes: Uint8Array): void {
     const browser = this.#browser;
     if (!browser) return this.#beforeOpen(bytes);
+    this.#owner.traffic.toBrowser += bytes.length;
     const sent = browser.send(bytes);
     // Bun: -1 is queued but full, 0 is dropped. After a drop the stream is broken for good.
     if (sent === -1) this.#vnc?.pause();
@@ -1280,6 +1314,7 @@ export class Session {
 
   fromBrowser(message: string | Buffer): void {
     if (typeof message === "string") return this.end(CLOSE.textFrame, "text frame: RFB is binary");
+    this.#owner.traffic.fromBrowser += message.length;
     const bytes = this.#filter.feed(message);
     if (this.#greeting) this.#greet(bytes);
     else if (bytes.length > 0) this.#toVnc(bytes);
@@ -1392,6 +1427,7 @@ export class Bridge implements SessionOwner {
   #driver: Session | undefined;
   #refusal: Cause | undefined;
   #lastInputMs = Date.now();
+  readonly traffic: Traffic = { viewers: 0, toBrowser: 0, fromBrowser: 0 };
 
   constructor(log: Log, options: Partial<BridgeOptions> = {}) {
     this.#log = log;
@@ -1447,6 +1483,7 @@ export class Bridge implements SessionOwner {
       throw error;
     }
     this.#driver ??= session;
+    this.traffic.viewers += 1;
     this.#log("info", "viewer came", { viewers: this.size });
     this.#changed();
     return session;
@@ -1501,7 +1538,8 @@ export class Bridge implements SessionOwner {
 // --- vnc ---
 // Starts the VNC server and the desktop, watches them, and ends them without a trace.
 
-type VncState = "idle" | "starting" | "ready" | "ended" | "backoff" | "failed" | "stopping";
+const VNC_STATES = ["idle", "starting", "ready", "ended", "backoff", "failed", "stopping"] as const;
+type VncState = (typeof VNC_STATES)[number];
 
 /** What runs now. `exited` tells why it came to its end by itself; `stop` ends all of it. */
 export interface Running {
@@ -1621,6 +1659,11 @@ export class Supervisor {
   readonly #tail: LogTail;
   readonly #log: Log;
   readonly #listeners = new Set<() => void>();
+  /** How often it entered each state. */
+  readonly entered = Object.fromEntries(VNC_STATES.map((state) => [state, 0])) as Record<
+    VncState,
+    number
+  >;
   #state: VncState = "idle";
   #since = new Date();
   #cause: Cause | undefined;
@@ -1769,6 +1812,7 @@ export class Supervisor {
 
   #enter(state: VncState, cause?: Cause): void {
     this.#state = state;
+    this.entered[state] += 1;
     this.#since = new Date();
     this.#cause = cause;
     this.#log(state === "failed" || state === "backoff" ? "warn" : "info", `desktop ${state}`, {
@@ -2017,7 +2061,8 @@ export function desktopEnv(env: NodeJS.ProcessEnv, runtimeDir: string): Record<s
 function userName(): string | undefined {
   try {
     const { username } = os.userInfo();
-    return username === "unknown" ? undefined : username; // Bun's word where USER is not set
+    if (username !== "unknown") return username; // Bun's word where USER is not set
+    return Bun.spawnSync(["/usr/bin/id", "-un"]).stdout.toString().trim() || undefined;
   } catch {
     return undefined; // no passwd entry, as with `docker run --user 12345`
   }
@@ -2460,6 +2505,56 @@ export function chooseRuntimeDir(name: string, env: NodeJS.ProcessEnv): string {
   );
 }
 
+// --- metrics ---
+// For those who run many of these: Prometheus' text format, version 0.0.4.
+
+/** @returns what renders the metrics of one server; the event loop is watched from here on. */
+export function createMetrics(supervisor: Supervisor, bridge: Bridge): () => string {
+  const loop = monitorEventLoopDelay({ resolution: LOOP_SAMPLE_MS });
+  loop.enable();
+  return () => {
+    const { user, system } = process.cpuUsage();
+    const { traffic } = bridge;
+    const metric = (name: string, type: "gauge" | "counter", samples: Record<string, number>) => [
+      `# TYPE jupyter_desktop_${name} ${type}`,
+      ...Object.entries(samples).map(
+        ([labels, value]) => `jupyter_desktop_${name}${labels} ${value}`,
+      ),
+    ];
+    const byState = (value: (state: VncState) => number) =>
+      Object.fromEntries(VNC_STATES.map((state) => [`{state="${state}"}`, value(state)]));
+    const lines = [
+      ...metric("info", "gauge", { [`{version="${VERSION}"}`]: 1 }),
+      ...metric(
+        "state",
+        "gauge",
+        byState((state) => Number(supervisor.status.state === state)),
+      ),
+      ...metric(
+        "transitions_total",
+        "counter",
+        byState((state) => supervisor.entered[state]),
+      ),
+      ...metric("viewers", "gauge", { "": bridge.size }),
+      ...metric("viewers_total", "counter", { "": traffic.viewers }),
+      ...metric("bytes_total", "counter", {
+        '{to="browser"}': traffic.toBrowser,
+        '{to="vnc"}': traffic.fromBrowser,
+      }),
+      ...metric("last_input_timestamp_seconds", "gauge", { "": bridge.lastInputMs / 1e3 }),
+      ...metric("event_loop_lag_seconds", "gauge", {
+        '{quantile="0.99"}': loop.percentile(99) / 1e9,
+        '{quantile="1"}': loop.max / 1e9,
+      }),
+      ...metric("memory_bytes", "gauge", { "": process.memoryUsage.rss() }),
+      ...metric("cpu_seconds_total", "counter", { "": (user + system) / 1e6 }),
+      ...metric("uptime_seconds", "counter", { "": process.uptime() }),
+    ];
+    loop.reset(); // the lag is that since the last time somebody asked
+    return `${lines.join("\n")}\n`;
+  };
+}
+
 // --- routes ---
 // The one place where auth, bridge and supervisor meet.
 
@@ -2491,6 +2586,8 @@ export interface AppOptions {
   readonly supervisor: Supervisor;
   readonly bridge: Bridge;
   readonly log: Log;
+  /** What answers /metrics; nothing does without it. */
+  readonly metrics?: (() => string) | undefined;
 }
 
 type Env = { Bindings: { server: Server<Session> }; Variables: { visitor: Visitor } };
@@ -2759,6 +2856,11 @@ export function createApp(options: AppOptions): Hono<Env> {
   mount(app, "/desktop/", { GET: page });
   mount(app, "/desktop-websockify", { GET: socket });
   mount(app, "/desktop-websockify/", { GET: socket });
+  const { metrics } = options;
+  if (metrics)
+    mount(app, "/metrics", {
+      GET: (c) => c.body(metrics(), 200, { "content-type": "text/plain; version=0.0.4" }),
+    });
   mount(app, "/desktop/api/status", { GET: (c) => serveStatus(c, options) });
   mount(app, "/desktop/api/start", { POST: act(() => supervisor.start()) });
   mount(app, "/desktop/api/stop", { POST: act(() => supervisor.stop()) });
@@ -3098,7 +3200,7 @@ function announce(config: Config, url: URL, env: NodeJS.ProcessEnv): void {
   } else if (process.stdout.isTTY || env.SSH_CONNECTION || config.open) {
     const sshHost = env.SSH_CONNECTION?.split(" ")[2] ?? os.hostname();
     console.log(
-      `From another machine, type there: ssh -L ${url.port}:${joinHostPort(url.hostname, Number(url.port))} ${userName() ?? "user"}@${sshHost}`,
+      `From another machine, type there: ssh -L ${url.port}:${joinHostPort(url.hostname, Number(url.port))} ${env.USER || userName() || "user"}@${sshHost}`,
     );
   }
 }
@@ -3232,7 +3334,8 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   await refuseSecond({ env, name });
   const token = chooseToken(config, { env, name });
   const secrets = [token, config.vncPassword].flatMap((secret) => secret || []);
-  const log = createLog(config.logLevel, secrets, (line) => process.stderr.write(line));
+  const { logLevel: level, logFormat: format } = config;
+  const log = createLog({ level, format }, secrets, (line) => process.stderr.write(line));
   const tail = new LogTail(log);
   const served = { env, log, tail, name };
   const { maxSize: sizeLimit, maxViewers, idleDisconnect: idleDisconnectMs } = config;
@@ -3251,6 +3354,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     supervisor,
     bridge,
     log,
+    metrics: config.metrics ? createMetrics(supervisor, bridge) : undefined,
   };
   const hosts = [config.host, ...allowOrigins.map((origin) => new URL(origin).hostname)];
   const open: AuthPolicy = { kind: "open", allowOrigins, ...(config.unixSocket ? {} : { hosts }) };
