@@ -2508,51 +2508,50 @@ export function chooseRuntimeDir(name: string, env: NodeJS.ProcessEnv): string {
 // --- metrics ---
 // For those who run many of these: Prometheus' text format, version 0.0.4.
 
+type Metric = readonly [
+  name: string,
+  type: "gauge" | "counter",
+  help: string,
+  /** By its labels, in braces. */
+  value: number | Readonly<Record<string, number>>,
+];
+
 /** @returns what renders the metrics of one server; the event loop is watched from here on. */
 export function createMetrics(supervisor: Supervisor, bridge: Bridge): () => string {
   const loop = monitorEventLoopDelay({ resolution: LOOP_SAMPLE_MS });
   loop.enable();
+  const byState = (value: (state: VncState) => number) =>
+    Object.fromEntries(VNC_STATES.map((state) => [`{state="${state}"}`, value(state)]));
   return () => {
     const { user, system } = process.cpuUsage();
-    const { traffic } = bridge;
-    const metric = (name: string, type: "gauge" | "counter", samples: Record<string, number>) => [
-      `# TYPE jupyter_desktop_${name} ${type}`,
-      ...Object.entries(samples).map(
-        ([labels, value]) => `jupyter_desktop_${name}${labels} ${value}`,
-      ),
+    const { viewers, toBrowser, fromBrowser } = bridge.traffic;
+    const is = byState((state) => Number(supervisor.status.state === state));
+    const entered = byState((state) => supervisor.entered[state]);
+    const bytes = { '{to="browser"}': toBrowser, '{to="vnc"}': fromBrowser };
+    const metrics: Metric[] = [
+      ["info", "gauge", "Always 1.", { [`{version="${VERSION}"}`]: 1 }],
+      ["state", "gauge", "1 for the state that the desktop is in.", is],
+      ["transitions_total", "counter", "How often it entered each state.", entered],
+      ["viewers", "gauge", "Viewers that are connected.", bridge.size],
+      ["viewers_total", "counter", "Viewers that came.", viewers],
+      ["bytes_total", "counter", "Bytes that the bridge carried.", bytes],
+      ["last_input_seconds", "gauge", "When somebody typed or pointed.", bridge.lastInputMs / 1e3],
+      ["loop_lag_p99_seconds", "gauge", "Since it was asked last.", loop.percentile(99) / 1e9],
+      ["loop_lag_max_seconds", "gauge", "Since it was asked last.", loop.max / 1e9],
+      ["memory_bytes", "gauge", "Resident memory of the server.", process.memoryUsage.rss()],
+      ["cpu_seconds_total", "counter", "CPU time of the server.", (user + system) / 1e6],
+      ["start_seconds", "gauge", "When it started.", Date.now() / 1e3 - process.uptime()],
     ];
-    const byState = (value: (state: VncState) => number) =>
-      Object.fromEntries(VNC_STATES.map((state) => [`{state="${state}"}`, value(state)]));
-    const lines = [
-      ...metric("info", "gauge", { [`{version="${VERSION}"}`]: 1 }),
-      ...metric(
-        "state",
-        "gauge",
-        byState((state) => Number(supervisor.status.state === state)),
-      ),
-      ...metric(
-        "transitions_total",
-        "counter",
-        byState((state) => supervisor.entered[state]),
-      ),
-      ...metric("viewers", "gauge", { "": bridge.size }),
-      ...metric("viewers_total", "counter", { "": traffic.viewers }),
-      ...metric("bytes_total", "counter", {
-        '{to="browser"}': traffic.toBrowser,
-        '{to="vnc"}': traffic.fromBrowser,
-      }),
-      ...metric("last_input_timestamp_seconds", "gauge", { "": bridge.lastInputMs / 1e3 }),
-      ...metric("event_loop_lag_seconds", "gauge", {
-        '{quantile="0.99"}': loop.percentile(99) / 1e9,
-        '{quantile="1"}': loop.max / 1e9,
-      }),
-      ...metric("memory_bytes", "gauge", { "": process.memoryUsage.rss() }),
-      ...metric("cpu_seconds_total", "counter", { "": (user + system) / 1e6 }),
-      ...metric("uptime_seconds", "counter", { "": process.uptime() }),
-    ];
-    loop.reset(); // the lag is that since the last time somebody asked
-    return `${lines.join("\n")}\n`;
+    loop.reset();
+    return metrics.map(renderMetric).join("");
   };
+}
+
+function renderMetric([name, type, help, value]: Metric): string {
+  const full = `jupyter_desktop_${name}`;
+  const samples = typeof value === "number" ? { "": value } : value;
+  const lines = Object.entries(samples).map(([labels, each]) => `${full}${labels} ${each}\n`);
+  return `# HELP ${full} ${help}\n# TYPE ${full} ${type}\n${lines.join("")}`;
 }
 
 // --- routes ---

@@ -1358,7 +1358,9 @@ describe("/metrics", () => {
     expect(response.headers.get("content-type")).toStartWith("text/plain; version=0.0.4");
     const said = await response.text();
     for (const line of said.trimEnd().split("\n"))
-      expect(line).toMatch(/^(# TYPE \w+ (gauge|counter)|\w+(\{\w+="[\w.+-]+"\})? [\d.e+-]+)$/);
+      expect(line).toMatch(
+        /^(# HELP \w+ [\w ]+\.|# TYPE \w+ (gauge|counter)|\w+(\{\w+="[\w.+-]+"\})? [\d.e+-]+)$/,
+      );
     expect(said).toContain('\njupyter_desktop_state{state="ready"} 1\n');
     expect(said).toContain('\njupyter_desktop_state{state="idle"} 0\n');
     expect(said).toContain('\njupyter_desktop_transitions_total{state="starting"} 1\n');
@@ -1370,7 +1372,7 @@ describe("/metrics", () => {
   test("shows by how much the event loop was late since it was asked last", async () => {
     const { supervisor, bridge } = desk();
     const metrics = createMetrics(supervisor, bridge);
-    const worst = () => Number(/lag_seconds\{quantile="1"\} (\S+)/.exec(metrics())?.[1]);
+    const worst = () => Number(/^jupyter_desktop_loop_lag_max_seconds (\S+)/m.exec(metrics())?.[1]);
     metrics();
     const turn = () => new Promise<void>((resolve) => setTimeout(resolve, 25));
     await turn();
