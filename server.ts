@@ -2965,14 +2965,17 @@ async function setup(
     );
     return 1;
   }
+  const untried = lines[0]?.startsWith("apt-get")
+    ? ""
+    : "\nThis list was made from the distribution's index and was not tried there: tell us how it went.";
   if (process.getuid?.() !== 0) {
     say(
-      `A desktop needs packages that only root can install. Type:\n\n  ${installCommand(...missing)}\n\nand then the same command again.`,
+      `A desktop needs packages that only root can install. Type:\n\n  ${installCommand(...missing)}\n\nand then the same command again.${untried}`,
     );
     return 1;
   }
   say(
-    `A desktop needs packages that are not here. To run:\n\n${lines.map((line) => `  ${line}`).join("\n")}\n`,
+    `A desktop needs packages that are not here. To run:\n\n${lines.map((line) => `  ${line}`).join("\n")}\n${untried}`,
   );
   const asked = !config.yes && process.stdin.isTTY;
   if (asked && !/^(y(es)?)?$/i.test(prompt("Install them now? [Y/n]") ?? "n")) return 1;
