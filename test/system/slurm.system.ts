@@ -119,7 +119,7 @@ test("sbatch starts a desktop on the node, and says how to get there without sho
   };
   const [, port, hidden] = await until("what the job says", () => {
     if (["FAILED", "COMPLETED"].includes(stateOf(job))) throw new Error(log());
-    return /-L (\d+):127\.0\.0\.1:\1 \S+@localhost\n[^]*\n {4}cat (\S+)\n/.exec(log());
+    return /-L (\d+):127\.0\.0\.1:\1 \S+@localhost\n[\s\S]*\n {4}cat (\S+)\n/.exec(log());
   });
 
   const file = hidden ?? "";
