@@ -45,6 +45,7 @@ def pod():
     home = {"name": "volume-alice", "persistentVolumeClaim": {"claimName": "claim-alice"}}
     config = Config()
     config.KubeSpawner = Config(
+        cmd=user.get("cmd", "jupyterhub-singleuser"),
         image=f"{user['image']['name']}:{user['image']['tag']}",
         extra_pod_config=user["extraPodConfig"],
         environment=user.get("extraEnv", {}),
@@ -59,8 +60,6 @@ def pod():
             *storage["extraVolumeMounts"],
         ],
     )
-    if "cmd" in user:
-        config.KubeSpawner.cmd = user["cmd"]
 
     async def make():
         made = await KubeSpawner(_mock=True, config=config).get_pod_manifest()

@@ -6,16 +6,20 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import * as fs from "node:fs";
 import * as path from "node:path";
-import { processesWith, SERVER, tempDir, until } from "../_helpers.ts";
+import { processesWith, SERVER, tempDir, TOKEN, until } from "../_helpers.ts";
 import { ensureViewer } from "../e2e/_browser.ts";
 
 const RECIPE = path.join(import.meta.dir, "../../docs/recipes/slurm");
+/** What `sh test/system/recipes.sh` installed: JupyterHub with BatchSpawner, and its proxy. */
+const CACHE = path.join(import.meta.dir, "../../.cache/recipes");
 const PATH = `${process.env.PATH}:/usr/sbin`;
 const MISSING = ["munged", "slurmctld", "slurmd", "sbatch", "curl"].filter(
   (name) => !Bun.which(name, { PATH }),
 );
 if (MISSING.length > 0)
   throw new Error(`${MISSING.join(", ")} is missing. Type: sh test/system/setup.sh`);
+if (!fs.existsSync(path.join(CACHE, "installed")))
+  throw new Error("JupyterHub is missing. Type: sh test/system/recipes.sh");
 setDefaultTimeout(60_000);
 
 const dir = tempDir();
@@ -45,7 +49,7 @@ const run = (command: string[], cwd = env.HOME) => {
 };
 
 function startDaemon(...command: string[]) {
-  const log = fs.openSync(at(`${command[0]}.log`), "w");
+  const log = fs.openSync(at(`${path.basename(command[0] ?? "")}.log`), "w");
   const child = Bun.spawn(command, { env, cwd: dir.path, stdio: ["ignore", log, log] });
   fs.closeSync(log);
   daemons.push(child);
@@ -158,4 +162,97 @@ test("a server that cannot start ends the job, with the reason in its log", asyn
   await until("the end of the job", () => stateOf(job) === "FAILED");
   const log = fs.readFileSync(path.join(env.HOME, `desktop-${job}.log`), "utf8");
   expect(log).toContain("JUPYTER_DESKTOP_GEOMETRY");
+});
+
+// --- BatchSpawner ---
+
+/** What the jobs of BatchSpawner printed. */
+const jobLogs = () =>
+  [...new Bun.Glob("jupyterhub_slurmspawner_*.log").scanSync(env.HOME)]
+    .map((name) => fs.readFileSync(path.join(env.HOME, name), "utf8"))
+    .join("");
+
+/** The documented configuration, and what is other on this machine: addresses, places, and who may log in. */
+const hubConfig = (ports: { proxy: number; api: number; hub: number }) => `
+import batchspawner
+load_subconfig(${JSON.stringify(path.join(RECIPE, "jupyterhub_config.py"))})
+c.JupyterHub.bind_url = "http://127.0.0.1:${ports.proxy}/"
+c.JupyterHub.hub_bind_url = "http://127.0.0.1:${ports.hub}"
+c.JupyterHub.hub_connect_ip = "127.0.0.1"
+c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:${ports.api}"
+c.ConfigurableHTTPProxy.command = [${JSON.stringify(path.join(CACHE, "node/node_modules/.bin/configurable-http-proxy"))}]
+c.JupyterHub.authenticator_class = "dummy"
+c.Authenticator.allow_all = True
+c.JupyterHub.services = [{"name": "test", "api_token": "${TOKEN}"}]
+c.JupyterHub.load_roles = [{"name": "test", "services": ["test"], "scopes": ["admin:servers", "admin:users", "tokens", "access:servers"]}]
+c.SlurmSpawner.cmd = [${JSON.stringify(at("bin/jupyter-desktop-batch"))}]
+# Who runs this test is the only user, and no other home is touched.
+c.SlurmSpawner.exec_prefix = ""
+c.SlurmSpawner.environment = {"SLURM_CONF": "${env.SLURM_CONF}"}
+c.SlurmSpawner.req_homedir = ${JSON.stringify(env.HOME)}
+c.SlurmSpawner.req_prologue = "export HOME=${env.HOME} TMPDIR=${env.TMPDIR}"
+c.SlurmSpawner.batch_script = batchspawner.SlurmSpawner.batch_script.default_value.replace("#SBATCH --get-user-env=L\\n", "")
+`;
+
+test("JupyterHub starts a desktop in a job by BatchSpawner, for its user alone", async () => {
+  fs.copyFileSync(path.join(RECIPE, "jupyter-desktop-batch"), at("bin/jupyter-desktop-batch"));
+  const ports = { proxy: freePort(), api: freePort(), hub: freePort() };
+  fs.writeFileSync(at("jupyterhub_config.py"), hubConfig(ports));
+  startDaemon(path.join(CACHE, "bin/jupyterhub"), "--config", at("jupyterhub_config.py"));
+  const hub = `http://127.0.0.1:${ports.proxy}`;
+  const api = async (to: string, method = "GET") => {
+    const headers = { authorization: `token ${TOKEN}` };
+    const response = await fetch(`${hub}/hub/api/${to}`, { method, headers });
+    return {
+      status: response.status,
+      json: (await response.json().catch(() => ({}))) as Record<string, unknown>,
+    };
+  };
+  await until(
+    "the Hub",
+    () =>
+      api("").then(
+        ({ status }) => status === 200,
+        () => false,
+      ),
+    30_000,
+  );
+  await api(`users/${username}`, "POST");
+  const { status: asked } = await api(`users/${username}/server`, "POST");
+  if (asked !== 201 && asked !== 202) throw new Error(logOf("jupyterhub"));
+  await until(
+    "the user's server",
+    async () => {
+      const { json } = await api(`users/${username}`);
+      const [server] = Object.values((json.servers ?? {}) as Record<string, { ready: boolean }>);
+      if (!server) throw new Error(logOf("jupyterhub") + jobLogs());
+      return server.ready;
+    },
+    40_000,
+  );
+
+  const base = `${hub}/user/${username}/`;
+  const stranger = await fetch(base, { redirect: "manual", headers: { accept: "text/html" } });
+  expect(stranger.headers.get("location")).toContain("/hub/api/oauth2/authorize?");
+  const tokenOf = async (user: string) => ({
+    authorization: `token ${(await api(`users/${user}/tokens`, "POST")).json.token}`,
+  });
+  await api("users/mallory", "POST");
+  const foreign = await fetch(`${base}desktop/api/status`, { headers: await tokenOf("mallory") });
+  expect(foreign.status).toBe(403);
+  const headers = await tokenOf(username);
+  await until("a desktop in the job", async () => {
+    const response = await fetch(`${base}desktop/api/status`, { headers });
+    const status = (await response.json()) as { state: string };
+    return status.state === "ready";
+  });
+  const job = run(["squeue", "-h", "-t", "R", "-n", "spawner-jupyterhub", "-o", "%A"]);
+  expect(job).toMatch(/^\d+$/);
+
+  await api(`users/${username}/server`, "DELETE");
+  await until("the end of the job", () => !["RUNNING", "COMPLETING"].includes(stateOf(job)));
+  await until(
+    "the end of all that it started",
+    () => processesWith(`SLURM_JOB_ID=${job}`).length === 0,
+  );
 });
