@@ -6,7 +6,8 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { installLines } from "../../server.ts";
-import { tempDir } from "../_helpers.ts";
+import { processesWith, SERVER, tempDir, until } from "../_helpers.ts";
+import { ensureViewer } from "../e2e/_browser.ts";
 
 const ROOT = path.join(import.meta.dir, "../..");
 const DOCS = path.join(ROOT, "docs");
@@ -71,6 +72,102 @@ test("the Kubernetes manifest is valid", async () => {
   const text = await Bun.file(manifest).text();
   fs.writeFileSync(wrong, text.replace("readOnlyRootFilesystem", "readOnlyRootFileSystem"));
   expect(validate(wrong).code).not.toBe(0);
+});
+
+interface Manifest {
+  kind: string;
+  spec: {
+    template: {
+      spec: {
+        securityContext: { runAsUser: number; runAsGroup: number; fsGroup: number };
+        containers: {
+          args: string[];
+          env: { name: string; value: string }[];
+          volumeMounts: { name: string; mountPath: string }[];
+          readinessProbe: { httpGet: { path: string } };
+        }[];
+      };
+    };
+  };
+}
+
+/** A container as the manifest has it, without its image: $1 user, $2 group, $3 of the volumes, then their places. */
+const CONTAINER = `set -e
+uid=$1 gid=$2 volumes=$3
+shift 3
+mount --make-rprivate /
+for place in /home /run; do mount -t tmpfs tmpfs "$place"; done
+while [ "$1" != -- ]; do
+  mkdir -p "$1"
+  mount -t tmpfs -o "mode=2777,gid=$volumes" tmpfs "$1"
+  shift
+done
+shift
+install -m 0440 -g "$volumes" /dev/stdin /run/secrets/jupyter-desktop/token
+for place in /home /run; do mount -o remount,ro "$place"; done
+mount -o remount,bind,ro /
+cd /
+exec setpriv --reuid="$uid" --regid="$gid" --groups="$volumes" --no-new-privs --bounding-set=-all --inh-caps=-all "$@"`;
+
+test("a desktop comes with the manifest's user, rights and mounts, and a root that is read-only", async () => {
+  if (process.getuid?.() !== 0)
+    throw new Error("This test needs root. Type: sudo bun run test:system");
+  await ensureViewer();
+  const text = await Bun.file(path.join(DOCS, "kubernetes/jupyter-desktop.yaml")).text();
+  const deployment = (Bun.YAML.parse(text) as Manifest[]).find(({ kind }) => kind === "Deployment");
+  const pod = deployment?.spec.template.spec;
+  const container = pod?.containers[0];
+  if (!pod || !container) throw new Error("the manifest has no Deployment with a container");
+  // Where none of the mounts hides it.
+  const dir = fs.mkdtempSync("/opt/jd-");
+  using _dir = { [Symbol.dispose]: () => fs.rmSync(dir, { recursive: true }) };
+  const [bun, server] = [path.join(dir, "bun"), path.join(dir, "server.js")];
+  fs.copyFileSync(process.execPath, bun);
+  const built = run([process.execPath, "build", SERVER, "--target", "bun", "--outfile", server]);
+  expect([built.code, built.stderr]).toEqual([0, ""]);
+  fs.chmodSync(dir, 0o755);
+
+  const token = "a-token-of-the-tests";
+  const { runAsUser, runAsGroup, fsGroup } = pod.securityContext;
+  const mounts = container.volumeMounts.map(({ mountPath }) => mountPath);
+  const ids = [runAsUser, runAsGroup, fsGroup].map(String);
+  const own = container.env.map(({ name, value }) => `${name}=${value}`);
+  const env = ["env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", ...own];
+  const command = [...env, bun, server, ...container.args, "--port", "0"];
+  const box = "unshare --mount --pid --fork --kill-child --mount-proc sh -c".split(" ");
+  const child = Bun.spawn([...box, CONTAINER, "sh", ...ids, ...mounts, "--", ...command], {
+    stdio: [Buffer.from(token), "pipe", "pipe"],
+  });
+  const children = `/proc/${child.pid}/task/${child.pid}/children`;
+  // Another user's, so that it does not die with unshare; all that it started dies with it.
+  const first = () => Number(fs.existsSync(children) && fs.readFileSync(children, "utf8"));
+  using _child = { [Symbol.dispose]: () => first() > 0 && process.kill(first(), "SIGKILL") };
+  const said = { text: "", errors: "" };
+  const follow = async (stream: ReadableStream<Uint8Array>, to: keyof typeof said) => {
+    for await (const chunk of stream) said[to] += Buffer.from(chunk).toString();
+  };
+  const ended = Promise.all([follow(child.stdout, "text"), follow(child.stderr, "errors")]);
+  const port = await until("the address", () => {
+    if (child.exitCode !== null) throw new Error(said.errors);
+    return /^Desktop: http:\/\/[^/]*:(\d+)\//m.exec(said.text)?.[1];
+  });
+  const url = `http://127.0.0.1:${port}`;
+  expect((await fetch(url + container.readinessProbe.httpGet.path)).status).toBe(200);
+  const headers = { authorization: `Bearer ${token}` };
+  await until("a desktop", async () => {
+    const response = await fetch(`${url}/desktop/api/status`, { headers });
+    const status = (await response.json()) as { state: string; log: string[] };
+    if (status.state === "failed") throw new Error(status.log.join("\n"));
+    return status.state === "ready";
+  });
+  // Its first process, which the kubelet tells to stop, and its root as it sees it.
+  const home = own.find((entry) => entry.startsWith("HOME="))?.slice(5);
+  const settings = `/proc/${first()}/root${home}/.config/xfce4`;
+  await until("XFCE's settings in the home", () => fs.existsSync(settings));
+  process.kill(first());
+  expect(await child.exited).toBe(0);
+  await ended;
+  expect(processesWith(dir)).toEqual([]);
 });
 
 interface Pod {
