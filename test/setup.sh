@@ -28,3 +28,4 @@ fi
 
 bun install --frozen-lockfile
 bun run build
+test/jupyter.sh
