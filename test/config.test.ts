@@ -59,6 +59,12 @@ const ENV_NAMES: Record<OptionName, string> = {
   auth: "JUPYTER_DESKTOP_AUTH",
   allowNoAuth: "JUPYTER_DESKTOP_ALLOW_NO_AUTH",
   allowOrigin: "JUPYTER_DESKTOP_ALLOW_ORIGIN",
+  sysPrefix: "JUPYTER_DESKTOP_SYS_PREFIX",
+  system: "JUPYTER_DESKTOP_SYSTEM",
+  labTab: "JUPYTER_DESKTOP_LAB_TAB",
+  websockify: "JUPYTER_DESKTOP_WEBSOCKIFY",
+  print: "JUPYTER_DESKTOP_PRINT",
+  json: "JUPYTER_DESKTOP_JSON",
   logLevel: "JUPYTER_DESKTOP_LOG_LEVEL",
   logFormat: "JUPYTER_DESKTOP_LOG_FORMAT",
   metrics: "JUPYTER_DESKTOP_METRICS",
@@ -250,6 +256,24 @@ const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Prec
     fromEnv: "debug",
     byDefault: "info",
   },
+  sysPrefix: {
+    flag: ["--sys-prefix"],
+    env: "false",
+    fromFlag: true,
+    fromEnv: false,
+    byDefault: false,
+  },
+  system: { flag: ["--system"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
+  labTab: { flag: ["--lab-tab"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
+  websockify: {
+    flag: ["--websockify"],
+    env: "false",
+    fromFlag: true,
+    fromEnv: false,
+    byDefault: false,
+  },
+  print: { flag: ["--print"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
+  json: { flag: ["--json"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
   yes: { flag: ["-y"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
 };
 
@@ -318,6 +342,10 @@ describe("loadConfig", () => {
     [["doctor"], "doctor"],
     [["status"], "status"],
     [["stop", "--name", "a"], "stop"],
+    [["install", "--sys-prefix", "--geometry", "800x600"], "install"],
+    [["uninstall", "--system"], "uninstall"],
+    [["run", "--name", "a", "--", "xterm", "-e", "top"], "run"],
+    [["env", "--json"], "env"],
     [["--port", "1", "setup", "-y"], "setup"],
   ])("reads the command of %j as %s", (argv, command) => {
     expect(loadConfig(argv, {}).command).toBe(command);
