@@ -2777,6 +2777,16 @@ const authRequest = (c: Context, token: string | undefined): AuthRequest => ({
   token,
 });
 
+/**
+ * What a proxy took off the path, where it says so (jupyter-server-proxy does): without it the cookie would go to
+ * all of the proxy's host, which on a JupyterHub is to other people's servers.
+ */
+function strippedPrefix(c: Context): string {
+  const prefix = c.req.header("x-forwarded-prefix")?.replace(/\/+$/, "") ?? "";
+  const isPath = /^(\/[\w\-.~%!$&'()+,=:@]+)+$/.test(prefix);
+  return isPath && !new URL(c.req.url).pathname.startsWith(`${prefix}/`) ? prefix : "";
+}
+
 /** Puts the token into a cookie and takes it out of the address, so that it stays in no history and no log. */
 function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions): Response {
   if (policy.kind === "token") {
@@ -2784,7 +2794,7 @@ function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions):
       c.req.header("x-forwarded-proto") === "https" || new URL(c.req.url).protocol === "https:";
     setCookie(c, cookieName, policy.token, {
       // As the browser wrote it: it compares the text.
-      path: `${new URL(c.req.url).pathname
+      path: `${strippedPrefix(c)}${new URL(c.req.url).pathname
         .split("/")
         .slice(0, baseUrl.split("/").length - 1)
         .join("/")}/`,
