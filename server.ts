@@ -2930,9 +2930,16 @@ function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Res
   if (isUpgrade(c)) return upgrade(c, options);
   if (wantsPage(c)) supervisor.visit();
   const base_url = relativeBase(c.req.path, baseUrl);
-  const values = { title, base_url, version: VERSION, hash: assets.hash };
+  const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
+  const values = { title, base_url, home, version: VERSION, hash: assets.hash };
   return c.html(renderPage(assets.index, values), 200, { "cache-control": "no-cache" });
 }
+
+/** From the base to Jupyter's own page: jupyter-server-proxy names the part of the address that is its own. */
+const wayBack = (proxied: string | undefined) =>
+  "../".repeat(
+    /\/(proxy\/(absolute\/)?\d+|[^/]+)\/?$/.exec(proxied ?? "")?.[1]?.split("/").length ?? 0,
+  );
 
 function serveSocket(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
   if (isUpgrade(c)) return upgrade(c, options);
@@ -3209,6 +3216,9 @@ interface Terminal {
   say(line: string): void;
 }
 
+/** A .env or a bunfig.toml in the directory in which Jupyter was started is not for this program. */
+const AS_IT_IS = ["--no-env-file", "--config=/dev/null"];
+
 /**
  * The command that starts this very program again. From bunx's or npx's cache it is copied into `dir`, as one file:
  * the cache goes away, and to fetch it anew at a click takes a network and time.
@@ -3217,11 +3227,12 @@ async function keepProgram(dir: string, { bun, script, say }: Terminal): Promise
   if (script.startsWith("/$bunfs/")) return [bun]; // an executable made by `bun build --compile`
   if (PASSING.test(bun))
     say(`note: Bun itself is in a cache (${bun}). To keep it, type: npm install -g bun`);
-  if (!PASSING.test(script)) return [bun, script];
+  const runs = [bun, ...AS_IT_IS];
+  if (!PASSING.test(script)) return [...runs, script];
   const built = await Bun.build({ entrypoints: [script], target: "bun" });
   const copy = path.join(dir, "server.js");
   writeWhole(copy, (await built.outputs[0]?.text()) ?? "");
-  return [bun, copy];
+  return [...runs, copy];
 }
 
 /** Files that Jupyter reads after ours and that set the servers anew, so that ours does not count. */
@@ -3291,7 +3302,7 @@ async function installEntry(
   const args = flags.filter(({ name }) => isEntryOption(name)).flatMap((flag) => flag.args);
   const old = readIfThere(file);
   const rest = withoutBlock(old, file) ?? old;
-  const program = print ? [bun, script] : await keepProgram(own, terminal);
+  const program = print ? [bun, ...AS_IT_IS, script] : await keepProgram(own, terminal);
   const block = renderBlock(renderJupyterEntry({ program, args, icon, labTab, websockify }));
   if (print) {
     say(`# ${file}${block.trimEnd()}`);

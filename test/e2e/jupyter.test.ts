@@ -124,6 +124,18 @@ beforeAll(async () => {
   fs.mkdirSync(ARTIFACTS, { recursive: true });
   home = newHome();
   expect((await home.cli("install", "--geometry", "1024x768")).code).toBe(0);
+  // An operator's own entry, with a prefix that Jupyter keeps.
+  const command = [process.execPath, SERVER, "--unix-socket", "{unix_socket}"];
+  const kept = {
+    command: [...command, "--base-url", "{base_url}kept/", "--vnc", "unix:/nonexistent/vnc.sock"],
+    unix_socket: 1,
+    absolute_url: 1,
+    timeout: 60,
+  };
+  fs.appendFileSync(
+    path.join(home.dir, ".jupyter/jupyter_server_config.py"),
+    `c.ServerProxy.servers.update(${JSON.stringify({ kept }).replace(/(_url|_socket)":1/g, '$1":True')})\n`,
+  );
   [browser, jupyter] = await Promise.all([launchBrowser(), startJupyter(home, "/user/x@y.z/")]);
   context = await browser.newContext({
     viewport: SIZE,
@@ -255,9 +267,16 @@ test("the launcher has the tile with its icon, and a click shows the desktop in 
   await screenshot(page, "jupyter-desktop.png");
   expect(problems).toEqual([]);
   await page.locator("[data-home]").click();
-  await page.waitForURL(/\/user\/x@y\.z\/(lab|tree|desktop\/)$/);
-  expect(page.url()).toMatch(/\/user\/x@y\.z\/(lab|tree)$/);
+  await page.waitForURL(/\/user\/x@y\.z\/lab(\/|$)/);
   await Promise.all([page.close(), lab.close()]);
+});
+
+test("an entry with absolute_url is served under the prefix that it keeps", async () => {
+  const page = await jupyter.ask("kept/", { headers: { accept: "text/html" } });
+  expect(page.status).toBe(200);
+  expect(await page.text()).toContain('data-base="./"');
+  expect((await jupyter.ask("kept/desktop")).headers.get("location")).toBe("desktop/");
+  expect(await (await jupyter.ask("kept/healthz")).text()).toBe("ok\n");
 });
 
 test("Notebook 7 has it in its menu New", async () => {
@@ -283,6 +302,8 @@ test("a server of one's own is reached through Jupyter's /proxy/PORT/, and its c
   await page.goto(`${at}?token=${TOKEN}`);
   await inState(page, "connected");
   expect(page.url()).toBe(at.href);
+  const wayBack = "document.querySelector('[data-home]').href";
+  expect(await page.evaluate<string>(wayBack)).toBe(jupyter.url.href);
   const cookies = await context.cookies();
   const own = cookies.filter(({ name }) => name.startsWith("jupyter-desktop-"));
   expect(own.map(({ path: where }) => where)).toEqual([at.pathname]);
@@ -295,13 +316,6 @@ test("the entry's options: in a tab of the Lab, the old address, no Bun on PATH,
   fs.writeFileSync(xstartup, LIGHT, { mode: 0o755 });
   const entry = ["--lab-tab", "--websockify", "--xstartup", xstartup, "--start", "visit"];
   expect((await other.cli("install", ...entry)).code).toBe(0);
-  // An operator's own entry, whose prefix Jupyter keeps.
-  const command = [process.execPath, SERVER, "--unix-socket", "{unix_socket}"];
-  const kept = [...command, "--base-url", "{base_url}kept/", "--vnc", "unix:/nonexistent/vnc.sock"];
-  fs.appendFileSync(
-    path.join(other.dir, ".jupyter/jupyter_server_config.py"),
-    `c.ServerProxy.servers.update({"kept": {"command": ${JSON.stringify(kept)}, "unix_socket": True, "absolute_url": True, "timeout": 60}})\n`,
-  );
   await using lab = await startJupyter(other, "/user/x%40y.z/lab/", { PATH: "/nonexistent" });
 
   // Jupyter's probe of the socket, and looking at the status, start nothing; the latter keeps nobody awake either.
@@ -321,11 +335,6 @@ test("the entry's options: in a tab of the Lab, the old address, no Bun on PATH,
   expect((await old.inbox.read(12)).toString()).toBe("RFB 003.008\n");
   expect(await activity()).not.toBe(before);
   await old[Symbol.asyncDispose]();
-
-  const page = await lab.ask("kept/", { headers: { accept: "text/html" } });
-  expect(page.status).toBe(200);
-  expect(await page.text()).toContain('data-base="./"');
-  expect((await lab.ask("kept/desktop")).headers.get("location")).toBe("desktop/");
 
   await using inLab = await browser.newContext({ viewport: SIZE });
   const shown = await logIn(inLab, lab);
