@@ -57,6 +57,9 @@ const WS_IDLE_SECONDS = 120; // Bun's own net under the heartbeat
 const HEARTBEAT_MS = 20_000; // proxies end a connection that is silent for a minute
 const DEAD_VIEWER_MS = 65_000; // three pings without an answer
 const MAX_VIEWERS = 50;
+const MAX_CLOSED_PAGES = 200; // pages that may still ask how their session ended, which they do at once
+const PAGE_WORD = /^[\w-]{8,64}$/;
+const OWN_CLOSE_CODES = 4000; // from here on they are the application's (RFC 6455, 7.4.2)
 const MAX_DESKTOP_PIXELS = 33_177_600; // 8K UHD; at 16384x16384 Xvnc takes 2 GB
 const STOP_GRACE_MS = 2_000; // XFCE saves its session in well under a second
 const KILL_WAIT_MS = 2_000; // after SIGKILL only a process in uninterruptible sleep is left
@@ -1540,6 +1543,8 @@ export class Bridge implements SessionOwner {
   readonly #options: BridgeOptions;
   readonly #log: Log;
   readonly #listeners = new Set<() => void>();
+  readonly #pages = new WeakMap<Session, string>();
+  readonly #closed = new Map<string, number>();
   #driver: Session | undefined;
   #refusal: Cause | undefined;
   #lastInputMs = Date.now();
@@ -1614,8 +1619,30 @@ export class Bridge implements SessionOwner {
     return this.#driver === session;
   }
 
+  /** Whose session it is: a page by the word that it made up for itself. */
+  isOf(session: Session, page: string | undefined): void {
+    if (page === undefined || !PAGE_WORD.test(page)) return;
+    this.#pages.set(session, page);
+    this.#closed.delete(page);
+  }
+
+  /** The code with which this server closed a page's last session: jupyter-server-proxy passes none on. */
+  closeCode(page: string | undefined): number | null {
+    return this.#closed.get(page ?? "") ?? null;
+  }
+
+  #noteClose(session: Session): void {
+    const page = this.#pages.get(session);
+    const code = session.outcome?.code ?? 0;
+    if (page === undefined || code < OWN_CLOSE_CODES) return;
+    this.#closed.set(page, code);
+    const [oldest] = this.#closed.keys();
+    if (this.#closed.size > MAX_CLOSED_PAGES && oldest !== undefined) this.#closed.delete(oldest);
+  }
+
   ended(session: Session): void {
     this.#sessions.delete(session);
+    this.#noteClose(session);
     if (session.isOpen)
       this.#log("info", "viewer left", { ...session.outcome, viewers: this.size });
     if (this.#driver === session) {
@@ -2899,6 +2926,7 @@ async function upgrade(
   let session: Session;
   try {
     session = await bridge.connect(target, vncPassword);
+    bridge.isOf(session, c.req.query("page"));
   } catch (error) {
     if (!(error instanceof VncError)) throw error;
     log("warn", "viewer refused", { cause: error.reason.code, ...error.reason.detail });
@@ -2952,7 +2980,9 @@ function serveStatus(c: Context<Env>, options: AppOptions): Response {
   const isStream = /text\/event-stream/.test(c.req.header("accept") ?? "");
   // Hono has HEAD answered by GET's handler, and a stream without a reader would never end.
   if (isStream && c.req.raw.method === "GET") return statusStream(c, options);
-  return c.json(fullStatus(options), 200, { "cache-control": "no-store" });
+  const page = c.req.query("page");
+  const closed = page === undefined ? {} : { closed: options.bridge.closeCode(page) };
+  return c.json({ ...fullStatus(options), ...closed }, 200, { "cache-control": "no-store" });
 }
 
 function fullStatus({ supervisor, bridge }: AppOptions) {

@@ -19,6 +19,8 @@ function start(): void {
   fillLabels(text);
   const title = createTitle();
   const statusUrl = `${base}desktop/api/status`;
+  // By this word the page asks how its connection ended: a proxy may pass no close code on.
+  const page = crypto.getRandomValues(new Uint32Array(4)).join("-");
 
   const clipboard = createClipboard(text, {
     send: (value) => session.sendClipboard(value),
@@ -40,8 +42,9 @@ function start(): void {
   );
   const session: Session = new Session({
     text,
-    connect: (events) => screen.connect(websocketUrl(location.href, base), events),
-    ask: () => askStatus(statusUrl),
+    connect: (events) =>
+      screen.connect(`${websocketUrl(location.href, base)}?page=${page}`, events),
+    ask: () => askStatus(`${statusUrl}?page=${page}`),
     order: (what) => postOrder(`${base}desktop/api/${what}`),
     feed,
     show: (state, notice) => {

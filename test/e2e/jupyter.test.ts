@@ -363,3 +363,41 @@ test("after uninstall and a restart the tile is gone", async () => {
   expect(await answer.json()).toEqual({ server_processes: [] });
   expect((await lab.ask("desktop/healthz")).status).toBe(404);
 });
+
+test("a forgotten tab with a clock keeps Jupyter awake only until --idle-disconnect; an ended desktop never does", async () => {
+  using other = newHome();
+  const xstartup = path.join(other.dir, "clock");
+  const clock = "while :; do date +%N; sleep 0.1; done";
+  fs.writeFileSync(xstartup, `#!/bin/sh\nexec xterm -e '${clock}'\n`, { mode: 0o755 });
+  expect((await other.cli("install", "--xstartup", xstartup, "--idle-disconnect", "2s")).code).toBe(
+    0,
+  );
+  await using lab = await startJupyter(other, "/");
+  const activity = async () => {
+    const status = await (await lab.ask("api/status")).json();
+    return Date.parse((status as { last_activity: string }).last_activity);
+  };
+  /** Whether Jupyter sees nothing of the page for as long as this. */
+  const isSilent = async (ms: number) => {
+    const last = await activity();
+    await until("so much time without activity, or some", async () => {
+      return Date.now() - last > ms || (await activity()) !== last;
+    });
+    return (await activity()) === last;
+  };
+  await using own = await browser.newContext({ viewport: SIZE });
+  const page = await own.newPage();
+  page.setDefaultTimeout(SLOW_MS);
+  await page.goto(`${new URL("desktop/", lab.url)}?token=${TOKEN}`);
+  await inState(page, "connected");
+  expect(await isSilent(1_000)).toBe(false);
+  await inState(page, "stopped"); // paused: Jupyter's proxy swallows the code that says so
+  await page.getByRole("button", { name: "Continue" }).waitFor();
+  expect(await isSilent(3_000)).toBe(true);
+  await lab.ask("desktop/desktop/api/stop", { method: "POST" });
+  await page.reload();
+  await inState(page, "connected"); // a visit starts it again
+  await lab.ask("desktop/desktop/api/stop", { method: "POST" });
+  await inState(page, "stopped");
+  expect(await isSilent(3_000)).toBe(true);
+});
