@@ -3292,7 +3292,16 @@ function jupyterAdvice(dir: string, paths: JupyterPaths | undefined, env: NodeJS
   const install = fs.existsSync(path.join(prefix, "conda-meta"))
     ? `conda install -p ${prefix} -c conda-forge jupyter-server-proxy`
     : `${prefix}/bin/python3 -m pip install jupyter-server-proxy`;
+  const hasUpstream = paths.config.some((other) =>
+    fs.existsSync(path.join(other, "jupyter_server_config.d/jupyter_remote_desktop_proxy.json")),
+  );
   return [
+    ...(hasUpstream
+      ? [
+          "jupyter-remote-desktop-proxy takes the same address, before this entry. Type:",
+          `  ${prefix}/bin/python3 -m pip uninstall jupyter-remote-desktop-proxy`,
+        ]
+      : []),
     ...(paths.config.includes(dir)
       ? []
       : [`The Jupyter on PATH does not read ${dir}; it reads: ${paths.config.join(", ")}`]),

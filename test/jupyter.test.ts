@@ -101,6 +101,17 @@ describe("install", () => {
     expect((await home.cli(["install"])).stdout).toContain(`${above} sets ServerProxy.servers`);
   });
 
+  test("says that jupyter-remote-desktop-proxy takes its address, and how to end that", async () => {
+    using home = newHome();
+    const theirs = "jupyter_server_config.d/jupyter_remote_desktop_proxy.json";
+    const file = path.join(path.dirname(home.file), theirs);
+    fs.mkdirSync(path.dirname(file));
+    fs.writeFileSync(file, "{}");
+    expect((await home.cli(["install"])).stdout).toContain(
+      "uninstall jupyter-remote-desktop-proxy\n",
+    );
+  });
+
   test("with --print shows it, and writes nothing", async () => {
     using home = newHome();
     const { code, stdout } = await home.cli(["install", "--print", "--websockify"]);

@@ -275,12 +275,11 @@ export async function oursReady(browser: Browser, server: string): Promise<numbe
 }
 
 /** Upstream's page in a Jupyter that runs; the click starts its VNC server and desktop. */
-export const upstream = (browser: Browser) => inJupyter(browser, freshDir("upstream"));
+export const upstream = (browser: Browser) => inJupyter(browser, freshDir("upstream"), []);
 
 /** Our page in the same Jupyter, with the entry that `install` writes; the click starts our server, too. */
 export async function oursInJupyter(browser: Browser, server: string) {
   const home = freshDir("ours");
-  // Of the same name as upstream's own entry, which is looked at later.
   const env = {
     PATH: process.env.PATH ?? "",
     HOME: home,
@@ -288,11 +287,13 @@ export async function oursInJupyter(browser: Browser, server: string) {
   };
   const install = Bun.spawnSync([process.execPath, server, "install"], { env });
   if (install.exitCode !== 0) throw new Error(install.stderr.toString());
-  return await inJupyter(browser, home);
+  // Upstream's package takes the same address before any entry.
+  const off = "--ServerApp.jpserver_extensions=jupyter_remote_desktop_proxy=False";
+  return await inJupyter(browser, home, [off]);
 }
 
-async function inJupyter(browser: Browser, home: string) {
-  await using jupyter = spawnJupyter(home, []);
+async function inJupyter(browser: Browser, home: string, settings: string[]) {
+  await using jupyter = spawnJupyter(home, settings);
   const base = `http://127.0.0.1:${await untilListening(jupyter)}`;
   // Listening comes before the extensions are loaded; the click comes after.
   await (await fetch(`${base}/api`, { signal: AbortSignal.timeout(paintLimitMs) })).text();
