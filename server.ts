@@ -3246,6 +3246,7 @@ interface Terminal {
   say(line: string): void;
 }
 
+const PROGRAM_COPY = "server.js";
 /** A .env or a bunfig.toml in the directory in which Jupyter was started is not for this program. */
 const AS_IT_IS = ["--no-env-file", "--config=/dev/null"];
 
@@ -3253,16 +3254,18 @@ const AS_IT_IS = ["--no-env-file", "--config=/dev/null"];
  * The command that starts this very program again. From bunx's or npx's cache it is copied into `dir`, as one file:
  * the cache goes away, and to fetch it anew at a click takes a network and time.
  */
-async function keepProgram(dir: string, { bun, script, say }: Terminal): Promise<string[]> {
+function ownCommand(dir: string, { bun, script }: Terminal): string[] {
   if (script.startsWith("/$bunfs/")) return [bun]; // an executable made by `bun build --compile`
+  return [bun, ...AS_IT_IS, PASSING.test(script) ? path.join(dir, PROGRAM_COPY) : script];
+}
+
+/** The copy, where that command needs one. */
+async function keepProgram(dir: string, { bun, script, say }: Terminal): Promise<void> {
   if (PASSING.test(bun))
     say(`note: Bun itself is in a cache (${bun}). To keep it, type: npm install -g bun`);
-  const runs = [bun, ...AS_IT_IS];
-  if (!PASSING.test(script)) return [...runs, script];
+  if (!PASSING.test(script)) return;
   const built = await Bun.build({ entrypoints: [script], target: "bun" });
-  const copy = path.join(dir, "server.js");
-  writeWhole(copy, (await built.outputs[0]?.text()) ?? "");
-  return [...runs, copy];
+  writeWhole(path.join(dir, PROGRAM_COPY), (await built.outputs[0]?.text()) ?? "");
 }
 
 /** Files that Jupyter reads after ours and that set the servers anew, so that ours does not count. */
@@ -3331,7 +3334,7 @@ async function installEntry(
   env: NodeJS.ProcessEnv,
   terminal: Terminal,
 ): Promise<number> {
-  const { bun, script, say } = terminal;
+  const { say } = terminal;
   const paths = await askJupyter(env);
   const dir = jupyterConfigDir(scopeOf(config), env, paths);
   const file = path.join(dir, "jupyter_server_config.py");
@@ -3341,12 +3344,13 @@ async function installEntry(
   const args = flags.filter(({ name }) => isEntryOption(name)).flatMap((flag) => flag.args);
   const old = readIfThere(file);
   const rest = withoutBlock(old, file) ?? old;
-  const program = print ? [bun, ...AS_IT_IS, script] : await keepProgram(own, terminal);
+  const program = ownCommand(own, terminal);
   const block = renderBlock(renderJupyterEntry({ program, args, icon, labTab, websockify }));
   if (print) {
     say(`# ${file}${block.trimEnd()}`);
     return 0;
   }
+  await keepProgram(own, terminal);
   writeWhole(icon, ICON);
   writeWhole(file, `${rest}${block}`);
   say(`Wrote ${file}${rest === "" ? "" : " (its other lines are as they were)"}`);
@@ -3378,7 +3382,7 @@ async function uninstallEntry(
   const own = path.join(dir, "jupyter-desktop");
   const icon = path.join(own, "desktop.svg");
   if (readIfThere(icon) === ICON) fs.rmSync(icon);
-  fs.rmSync(path.join(own, "server.js"), { force: true });
+  fs.rmSync(path.join(own, PROGRAM_COPY), { force: true });
   if (isDir(own) && fs.readdirSync(own).length > 0)
     say(`Left ${own}: there is something in it that jupyter-desktop did not write`);
   else fs.rmSync(own, { recursive: true, force: true });

@@ -140,7 +140,9 @@ describe("install", () => {
     ]);
     expect(build.exitCode).toBe(0);
     using home = newHome({ script });
+    const shown = (await home.cli(["install", "--print"])).stdout;
     expect((await home.cli(["install"])).stderr).toBe("");
+    expect(shown).toBe(`# ${home.file}${home.read()}`);
     fs.rmSync(bunx, { recursive: true });
     const words = /"command": (\[[\s\S]*?\])/.exec(home.read())?.[1] ?? "[]";
     const unix = path.join(home.dir, "http.sock");
