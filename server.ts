@@ -6,8 +6,10 @@
  *   bunx jupyter-desktop            serve on http://127.0.0.1:6080 and print the address
  *   bunx jupyter-desktop setup      install a VNC server and a desktop
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
+ *   bunx jupyter-desktop install    put it into JupyterLab's launcher
  *
- * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, routes, setup, doctor, main.
+ * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, routes, jupyter, setup,
+ * doctor, run, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
  *   argv + env -> loadConfig -> Config -> main -> Supervisor, Bridge -> createApp -> Bun.serve
@@ -20,6 +22,7 @@ import * as fs from "node:fs";
 import { isIP } from "node:net";
 import * as os from "node:os";
 import * as path from "node:path";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { parseArgs } from "node:util";
 import { brotliDecompressSync, gzipSync } from "node:zlib";
 import type { Server, ServerWebSocket, Socket, SocketHandler, Subprocess } from "bun";
@@ -43,7 +46,7 @@ export const VERSION = packageJson.version;
 const MIN_BUN = "1.4.4";
 const DEFAULT_PORT = 6080; // noVNC's and websockify's, so that people guess right
 const DIAL_TIMEOUT_MS = 5_000; // a live local VNC server greets in a few ms
-const BUSY_SOCKET_MS = 1_000; // Xvnc's queue holds five, and all pages come back at the same moment
+const BUSY_SOCKET_MS = 3_000; // Xvnc's queue holds five: all pages come back at the same moment, on a busy machine
 const COMMAND_READY_TIMEOUT_MS = 30_000; // a --vnc-command may be a slow wrapper: Debian's waits as long itself
 const XVNC_READY_TIMEOUT_MS = 15_000; // Xvnc takes 50 ms; a cold network disk takes seconds
 const PRE_OPEN_BYTES = 4_096; // what a VNC server may say before the browser speaks: greeting and security types
@@ -54,6 +57,9 @@ const WS_IDLE_SECONDS = 120; // Bun's own net under the heartbeat
 const HEARTBEAT_MS = 20_000; // proxies end a connection that is silent for a minute
 const DEAD_VIEWER_MS = 65_000; // three pings without an answer
 const MAX_VIEWERS = 50;
+const MAX_CLOSED_PAGES = 200; // pages that may still ask how their session ended, which they do at once
+const PAGE_WORD = /^[\w-]{8,64}$/;
+const OWN_CLOSE_CODES = 4000; // from here on they are the application's (RFC 6455, 7.4.2)
 const MAX_DESKTOP_PIXELS = 33_177_600; // 8K UHD; at 16384x16384 Xvnc takes 2 GB
 const STOP_GRACE_MS = 2_000; // XFCE saves its session in well under a second
 const KILL_WAIT_MS = 2_000; // after SIGKILL only a process in uninterruptible sleep is left
@@ -82,7 +88,13 @@ const GUESS_DELAY_MAX_MS = 5_000;
 const GUESSES_IN_FLIGHT = 16; // more wrong tokens than this at once are refused unread
 const SOCKET_PATH_BYTES = 100; // sun_path holds 107; room for a suffix
 const COOKIE_MAX_AGE_S = 30 * 24 * 3600;
+const LOOP_SAMPLE_MS = 20; // of the event loop's lag, with --metrics
 const SSE_BEAT_MS = 25_000; // proxies end a connection that is silent for a minute
+const JUPYTER_READY_S = 60; // a cold Bun on a network disk, twice over; Jupyter's own 5 s are too few for that
+const JUPYTER_TIMEOUT_MS = 20_000; // a Python on a cold network disk says its paths
+const BUS_WAIT_MS = 2_000; // D-Bus is there some 100 ms after the display
+const EXIT_NO_EXEC = 126; // as POSIX has them for env, and the shells
+const EXIT_NOT_FOUND = 127;
 const RFB_GREETING = /^RFB \d{3}\.\d{3}\n$/; // RFC 6143, 7.1.1: 12 bytes
 const RFB_GREETING_BYTES = 12;
 const NO_AUTH = 1; // security types of RFC 6143, 7.1.2
@@ -175,7 +187,7 @@ export function vncAuthResponse(password: string, challenge: Uint8Array): Buffer
 
 interface OptionSpec {
   readonly type: z.ZodType;
-  readonly group: "Listen" | "Desktop" | "Security" | "Other";
+  readonly group: "Listen" | "Desktop" | "Security" | "Jupyter" | "Other";
   readonly help: string;
   /** Shown after the flag; none for a switch. */
   readonly hint?: string;
@@ -418,12 +430,61 @@ export const OPTIONS = {
     multiple: true,
     help: "another origin whose pages may connect; may be repeated",
   },
+  sysPrefix: {
+    type: toggle,
+    group: "Jupyter",
+    default: "false",
+    help: "install, uninstall: for the Python environment of this Jupyter (default: for this user)",
+  },
+  system: {
+    type: toggle,
+    group: "Jupyter",
+    default: "false",
+    help: "install, uninstall: for all users of this machine",
+  },
+  labTab: {
+    type: toggle,
+    group: "Jupyter",
+    default: "false",
+    help: "install: open the desktop inside JupyterLab, not in a browser tab",
+  },
+  websockify: {
+    type: toggle,
+    group: "Jupyter",
+    default: "false",
+    help: "install: serve the address desktop-websockify/ of jupyter-remote-desktop-proxy, too",
+  },
+  print: {
+    type: toggle,
+    group: "Jupyter",
+    default: "false",
+    help: "install: only show what would be written",
+  },
+  json: {
+    type: toggle,
+    group: "Jupyter",
+    default: "false",
+    help: "env: as JSON, for a notebook",
+  },
   logLevel: {
     type: choice("error", "warn", "info", "debug"),
     group: "Other",
     hint: "LEVEL",
     default: "info",
     help: "what to log on stderr; debug adds the desktop's own output",
+  },
+  logFormat: {
+    type: choice("text", "json"),
+    group: "Other",
+    hint: "FORMAT",
+    default: "text",
+    help: "one line an event, for people or as JSON for programs",
+  },
+  metrics: {
+    type: toggle,
+    group: "Other",
+    default: "false",
+    help: "answer /metrics, in Prometheus' text format, to whoever may use the desktop",
   },
   yes: { type: toggle, group: "Other", short: "y", default: "false", help: "setup: do not ask" },
   help: { type: toggle, group: "Other", short: "h", default: "false", help: "show this help" },
@@ -434,12 +495,33 @@ type OptionName = keyof typeof OPTIONS;
 type OptionValue<K extends OptionName> =
   | z.output<(typeof OPTIONS)[K]["type"]>
   | ((typeof OPTIONS)[K] extends { default: string } | { multiple: true } ? never : undefined);
-const COMMANDS = ["serve", "setup", "doctor", "status", "stop"] as const;
-/** All options, checked; `command` is the subcommand, `vncPassword` the content of its file. */
+const COMMANDS = [
+  "serve",
+  "setup",
+  "doctor",
+  "install",
+  "uninstall",
+  "run",
+  "env",
+  "status",
+  "stop",
+] as const;
+/**
+ * All options, checked; `command` is the subcommand, `vncPassword` the content of its file, `flags` what was given on
+ * the command line, in one spelling, and `app` the program to run with its arguments.
+ */
 export type Config = { readonly [K in OptionName]: OptionValue<K> } & {
   readonly command: (typeof COMMANDS)[number];
   readonly vncPassword: string | undefined;
+  readonly flags: readonly Flag[];
+  readonly app: readonly string[];
 };
+
+/** An option as it was given on the command line: its arguments there, paths made absolute. */
+interface Flag {
+  readonly name: OptionName;
+  readonly args: readonly string[];
+}
 
 /** The command line or the environment is wrong; the message lists all that is. Exit code 2. */
 export class UsageError extends Error {
@@ -630,19 +712,62 @@ function readSecret(
   return undefined;
 }
 
+/** The options that an entry in Jupyter's configuration may have: the others are Jupyter's, or the entry's own. */
+const isEntryOption = (name: OptionName) =>
+  ["vncPasswordFile", "allowOrigin", "logLevel", "name"].includes(name) ||
+  (OPTIONS[name].group === "Desktop" && name !== "idleExit");
+
+/** Rules of the commands around Jupyter. */
+function jupyterRules({ command, flags, app, keep, name, sysPrefix, system }: Config): Rule[] {
+  if (command === "run")
+    return [[app.length === 0, "run: name the program to run, such as: run -- xterm"]];
+  const places: Rule = [
+    sysPrefix && system,
+    `${both("sysPrefix")}: cannot be combined with ${both("system")}`,
+  ];
+  if (command !== "install") return [places];
+  const strange = flags.map((flag) => flag.name).filter((given) => !isEntryOption(given));
+  return [
+    places,
+    [keep && name === undefined, `${both("keep")}: needs ${both("name")}, to be found again`],
+    ...strange
+      .filter((given) => OPTIONS[given].group !== "Jupyter" && given !== "yes")
+      .map((given): Rule => [
+        true,
+        `${both(given)}: cannot be installed; Jupyter decides where the desktop listens, who comes in, and when it ends`,
+      ]),
+  ];
+}
+
+/** What was given on the command line, as a command line of another place. */
+function flagsOf(given: Given, values: Readonly<Record<string, unknown>>): Flag[] {
+  return specs.flatMap(([name, spec]) => {
+    const raw = given.get(name);
+    if (raw === undefined || !isFlag(given, name)) return [];
+    if (isSwitch(spec)) return [{ name, args: [`--${values[name] ? "" : "no-"}${kebab(name)}`] }];
+    const checked = values[name]; // the absolute path of a file
+    const list = [typeof checked === "string" ? checked : raw.value].flat();
+    return [{ name, args: list.map((value) => `--${kebab(name)}=${value}`) }];
+  });
+}
+
 /**
  * The configuration from flags, then JUPYTER_DESKTOP_* variables, then defaults.
  * @throws UsageError listing every problem, each with its flag and its variable.
  */
 export function loadConfig(argv: readonly string[], env: NodeJS.ProcessEnv): Config {
   const problems: string[] = [];
-  const { given, words } = readFlags(argv, problems);
+  // What follows "--" belongs to the program that is run.
+  const end = argv.includes("--") ? argv.indexOf("--") : argv.length;
+  const { given, words } = readFlags(argv.slice(0, end), problems);
   readEnv(env, given);
   dropSetAside(given);
   const command = COMMANDS.find((name) => name === (words[0] ?? "serve"));
   if (!command)
     problems.push(`${words[0]}: there is no such command; there are ${COMMANDS.join(", ")}`);
-  for (const word of words.slice(1)) problems.push(`${word}: is one word too many`);
+  const app = command === "run" ? [...words.slice(1), ...argv.slice(end + 1)] : [];
+  const tooMany = command === "run" ? [] : [...words.slice(1), ...argv.slice(end + 1)];
+  for (const word of tooMany) problems.push(`${word}: is one word too many`);
   const options = specs.map((entry) => [
     entry[0],
     parseOption(entry, given.get(entry[0]), problems),
@@ -650,8 +775,13 @@ export function loadConfig(argv: readonly string[], env: NodeJS.ProcessEnv): Con
   const values = Object.fromEntries(options);
   const token = values.token ?? readSecret("tokenFile", values.tokenFile, problems);
   const vncPassword = readSecret("vncPasswordFile", values.vncPasswordFile, problems);
-  const config: Config = { ...values, command, token, vncPassword };
-  const rules = [...accessRules(config, given), ...desktopRules(config, given)];
+  const flags = flagsOf(given, values);
+  const config: Config = { ...values, command, token, vncPassword, flags, app };
+  const rules = [
+    ...accessRules(config, given),
+    ...desktopRules(config, given),
+    ...jupyterRules(config),
+  ];
   problems.push(...rules.filter(([broken]) => broken).map(([, problem]) => problem));
   if (problems.length > 0) throw new UsageError(problems);
   return config;
@@ -675,10 +805,14 @@ export function renderHelp(): string {
     "  serve      serve the desktop (default)",
     "  setup      install a VNC server and a desktop with this machine's package manager",
     "  doctor     check what a desktop needs, and say what mends it",
+    "  install    put a Desktop tile into JupyterLab's launcher; options of serve given here are its own",
+    "  uninstall  take that back",
+    "  run        run a program on the desktop: run -- app arguments",
+    "  env        print DISPLAY and XAUTHORITY of the desktop, for a shell or a notebook",
     "  status     say what this user's servers are doing",
     "  stop       stop the desktop of this user's server (of --name, where there are several)",
   ];
-  for (const group of ["Listen", "Desktop", "Security", "Other"] as const) {
+  for (const group of ["Listen", "Desktop", "Security", "Jupyter", "Other"] as const) {
     lines.push("", `${group}:`);
     for (const [name, spec] of specs.filter(([, spec]) => spec.group === group)) {
       const note = spec.default && !isSwitch(spec) ? ` (default: ${spec.default})` : "";
@@ -691,7 +825,7 @@ export function renderHelp(): string {
     "Each option has an environment variable: --base-url is JUPYTER_DESKTOP_BASE_URL. A flag wins over it.",
   );
   lines.push(
-    "Exit codes: 0 asked to stop, 1 failed, 2 wrong usage; doctor: 1 when a desktop could not start.",
+    "Exit codes: 0 asked to stop, 1 failed, 2 wrong usage; doctor: 1 when a desktop could not start; run: the program's.",
   );
   return `${lines.join("\n")}\n`;
 }
@@ -712,28 +846,38 @@ export function renderOptionTable(): string {
 }
 
 // --- log ---
-// One line an event on stderr: time, level, what, key=value. Secrets never pass.
+// One line an event on stderr: time, level, what, key=value or the same as JSON. Secrets never pass.
 
 const LEVELS = ["error", "warn", "info", "debug"] as const;
 type Level = (typeof LEVELS)[number];
-export type Log = (level: Level, event: string, fields?: Readonly<Record<string, unknown>>) => void;
+type LogFields = Readonly<Record<string, unknown>>;
+export type Log = (level: Level, event: string, fields?: LogFields) => void;
+
+function textLine(fields: LogFields): string {
+  const { time, level, event, ...rest } = fields;
+  const pairs = Object.entries(rest).map(
+    ([key, value]) =>
+      ` ${key}=${/^[\w.:/@%+,-]+$/.test(String(value)) ? value : JSON.stringify(String(value))}`,
+  );
+  return `${time} ${level} ${event}${pairs.join("")}\n`;
+}
 
 export function createLog(
-  level: Level,
+  { level, format = "text" }: { level: Level; format?: "text" | "json" },
   secrets: readonly string[],
   write: (line: string) => void,
 ): Log {
   const hide = (value: unknown) =>
-    secrets.reduce((safe, secret) => safe.replaceAll(secret, "***"), String(value));
+    typeof value === "number" || typeof value === "boolean"
+      ? value
+      : secrets.reduce((safe, secret) => safe.replaceAll(secret, "***"), String(value));
   return (at, event, fields = {}) => {
     if (LEVELS.indexOf(at) > LEVELS.indexOf(level)) return;
-    const pairs = Object.entries(fields)
+    const entries = Object.entries({ event, ...fields })
       .filter(([, value]) => value !== undefined && value !== null)
-      .map(
-        ([key, value]) =>
-          ` ${key}=${/^[\w.:/@%+,-]+$/.test(hide(value)) ? hide(value) : JSON.stringify(hide(value))}`,
-      );
-    write(`${new Date().toISOString()} ${at} ${hide(event)}${pairs.join("")}\n`);
+      .map(([key, value]) => [key, hide(value)]);
+    const line = { time: new Date().toISOString(), level: at, ...Object.fromEntries(entries) };
+    write(format === "json" ? `${JSON.stringify(line)}\n` : textLine(line));
   };
 }
 
@@ -749,8 +893,16 @@ export type AuthPolicy =
   | { kind: "open"; allowOrigins: readonly string[]; hosts?: readonly string[] }
   | { kind: "token"; token: string; allowOrigins: readonly string[] };
 
+/** Who a request comes from: the desktop's owner, or somebody who was let in, to control it or only to watch. */
+export interface Visitor {
+  readonly role: "owner" | "control" | "watch";
+  /** For the list of who is here; empty where there is no name. */
+  readonly name: string;
+}
+const OWNER: Visitor = { role: "owner", name: "" };
+
 export type AuthDecision =
-  | { ok: true }
+  | { ok: true; visitor: Visitor }
   | { ok: false; status: 401 | 403; reason: "no-token" | "wrong-token" | "origin" | "host" };
 
 export interface AuthRequest {
@@ -773,13 +925,13 @@ export function authorize(request: AuthRequest, policy: AuthPolicy): AuthDecisio
     return { ok: false, status: 403, reason: "origin" };
   if (policy.kind === "open") {
     return policy.hosts === undefined || isKnownHost(request.host, policy.hosts)
-      ? { ok: true }
+      ? { ok: true, visitor: OWNER }
       : { ok: false, status: 403, reason: "host" };
   }
   if (!request.token) return { ok: false, status: 401, reason: "no-token" };
   if (!safeEqual(request.token, policy.token))
     return { ok: false, status: 403, reason: "wrong-token" };
-  return { ok: true };
+  return { ok: true, visitor: OWNER };
 }
 
 /** No Origin is a program's request, not a page's. */
@@ -1116,10 +1268,18 @@ const connect = <T>(target: Target, socket: SocketHandler<T>, data: T) =>
     ? Bun.connect<T>({ unix: target.path, socket, data })
     : Bun.connect<T>({ hostname: target.host, port: target.port, socket, data });
 
+/** What a bridge has carried since its start, in bytes, and for how many viewers. */
+export interface Traffic {
+  viewers: number;
+  toBrowser: number;
+  fromBrowser: number;
+}
+
 /** What a session needs of the bridge that it belongs to. */
 interface SessionOwner {
   readonly sizeLimit: SizeLimit;
   readonly idleDisconnectMs: number;
+  readonly traffic: Traffic;
   input(session: Session): void;
   readonly mayPaste: boolean;
   mayResize(session: Session): boolean;
@@ -1283,6 +1443,7 @@ export class Session {
   fromVnc(bytes: Uint8Array): void {
     const browser = this.#browser;
     if (!browser) return this.#beforeOpen(bytes);
+    this.#owner.traffic.toBrowser += bytes.length;
     const sent = browser.send(bytes);
     // Bun: -1 is queued but full, 0 is dropped. After a drop the stream is broken for good.
     if (sent === -1) this.#vnc?.pause();
@@ -1324,6 +1485,7 @@ export class Session {
 
   fromBrowser(message: string | Buffer): void {
     if (typeof message === "string") return this.end(CLOSE.textFrame, "text frame: RFB is binary");
+    this.#owner.traffic.fromBrowser += message.length;
     const bytes = this.#filter.feed(message);
     if (this.#greeting) this.#greet(bytes);
     else if (bytes.length > 0) this.#toVnc(bytes);
@@ -1436,9 +1598,12 @@ export class Bridge implements SessionOwner {
   readonly #options: BridgeOptions;
   readonly #log: Log;
   readonly #listeners = new Set<() => void>();
+  readonly #pages = new WeakMap<Session, string>();
+  readonly #closed = new Map<string, number>();
   #driver: Session | undefined;
   #refusal: Cause | undefined;
   #lastInputMs = Date.now();
+  readonly traffic: Traffic = { viewers: 0, toBrowser: 0, fromBrowser: 0 };
 
   constructor(log: Log, options: Partial<BridgeOptions> = {}) {
     this.#log = log;
@@ -1498,6 +1663,7 @@ export class Bridge implements SessionOwner {
       throw error;
     }
     this.#driver ??= session;
+    this.traffic.viewers += 1;
     this.#log("info", "viewer came", { viewers: this.size });
     this.#changed();
     return session;
@@ -1512,8 +1678,30 @@ export class Bridge implements SessionOwner {
     return this.#driver === session;
   }
 
+  /** Whose session it is: a page by the word that it made up for itself. */
+  isOf(session: Session, page: string | undefined): void {
+    if (page === undefined || !PAGE_WORD.test(page)) return;
+    this.#pages.set(session, page);
+    this.#closed.delete(page);
+  }
+
+  /** The code with which this server closed a page's last session: jupyter-server-proxy passes none on. */
+  closeCode(page: string | undefined): number | null {
+    return this.#closed.get(page ?? "") ?? null;
+  }
+
+  #noteClose(session: Session): void {
+    const page = this.#pages.get(session);
+    const code = session.outcome?.code ?? 0;
+    if (page === undefined || code < OWN_CLOSE_CODES) return;
+    this.#closed.set(page, code);
+    const [oldest] = this.#closed.keys();
+    if (this.#closed.size > MAX_CLOSED_PAGES && oldest !== undefined) this.#closed.delete(oldest);
+  }
+
   ended(session: Session): void {
     this.#sessions.delete(session);
+    this.#noteClose(session);
     if (session.isOpen)
       this.#log("info", "viewer left", { ...session.outcome, viewers: this.size });
     if (this.#driver === session) {
@@ -1552,7 +1740,8 @@ export class Bridge implements SessionOwner {
 // --- vnc ---
 // Starts the VNC server and the desktop, watches them, and ends them without a trace.
 
-type VncState = "idle" | "starting" | "ready" | "ended" | "backoff" | "failed" | "stopping";
+const VNC_STATES = ["idle", "starting", "ready", "ended", "backoff", "failed", "stopping"] as const;
+type VncState = (typeof VNC_STATES)[number];
 
 /** What runs now. `exited` tells why it came to its end by itself; `stop` ends all of it. */
 export interface Running {
@@ -1674,6 +1863,11 @@ export class Supervisor {
   readonly #tail: LogTail;
   readonly #log: Log;
   readonly #listeners = new Set<() => void>();
+  /** How often it entered each state. */
+  readonly entered = Object.fromEntries(VNC_STATES.map((state) => [state, 0])) as Record<
+    VncState,
+    number
+  >;
   #state: VncState = "idle";
   #since = new Date();
   #cause: Cause | undefined;
@@ -1827,6 +2021,7 @@ export class Supervisor {
 
   #enter(state: VncState, cause?: Cause): void {
     this.#state = state;
+    this.entered[state] += 1;
     this.#since = new Date();
     this.#cause = cause;
     this.#log(state === "failed" || state === "backoff" ? "warn" : "info", `desktop ${state}`, {
@@ -2097,7 +2292,8 @@ export function desktopEnv(env: NodeJS.ProcessEnv, runtimeDir: string): Record<s
 function userName(): string | undefined {
   try {
     const { username } = os.userInfo();
-    return username === "unknown" ? undefined : username; // Bun's word where USER is not set
+    if (username !== "unknown") return username; // Bun's word where USER is not set
+    return Bun.spawnSync(["/usr/bin/id", "-un"]).stdout.toString().trim() || undefined;
   } catch {
     return undefined; // no passwd entry, as with `docker run --user 12345`
   }
@@ -2729,6 +2925,55 @@ async function restartXfceParts(env: DesktopEnv): Promise<void> {
   for (const name of found) Bun.spawn([name], { env, stdio, detached: true }).unref();
 }
 
+// --- metrics ---
+// For those who run many of these: Prometheus' text format, version 0.0.4.
+
+type Metric = readonly [
+  name: string,
+  type: "gauge" | "counter",
+  help: string,
+  /** By its labels, in braces. */
+  value: number | Readonly<Record<string, number>>,
+];
+
+/** @returns what renders the metrics of one server; the event loop is watched from here on. */
+export function createMetrics(supervisor: Supervisor, bridge: Bridge): () => string {
+  const loop = monitorEventLoopDelay({ resolution: LOOP_SAMPLE_MS });
+  loop.enable();
+  const byState = (value: (state: VncState) => number) =>
+    Object.fromEntries(VNC_STATES.map((state) => [`{state="${state}"}`, value(state)]));
+  return () => {
+    const { user, system } = process.cpuUsage();
+    const { viewers, toBrowser, fromBrowser } = bridge.traffic;
+    const is = byState((state) => Number(supervisor.status.state === state));
+    const entered = byState((state) => supervisor.entered[state]);
+    const bytes = { '{to="browser"}': toBrowser, '{to="vnc"}': fromBrowser };
+    const metrics: Metric[] = [
+      ["info", "gauge", "Always 1.", { [`{version="${VERSION}"}`]: 1 }],
+      ["state", "gauge", "1 for the state that the desktop is in.", is],
+      ["transitions_total", "counter", "How often it entered each state.", entered],
+      ["viewers", "gauge", "Viewers that are connected.", bridge.size],
+      ["viewers_total", "counter", "Viewers that came.", viewers],
+      ["bytes_total", "counter", "Bytes that the bridge carried.", bytes],
+      ["last_input_seconds", "gauge", "When somebody typed or pointed.", bridge.lastInputMs / 1e3],
+      ["loop_lag_p99_seconds", "gauge", "Since it was asked last.", loop.percentile(99) / 1e9],
+      ["loop_lag_max_seconds", "gauge", "Since it was asked last.", loop.max / 1e9],
+      ["memory_bytes", "gauge", "Resident memory of the server.", process.memoryUsage.rss()],
+      ["cpu_seconds_total", "counter", "CPU time of the server.", (user + system) / 1e6],
+      ["start_seconds", "gauge", "When it started.", Date.now() / 1e3 - process.uptime()],
+    ];
+    loop.reset();
+    return metrics.map(renderMetric).join("");
+  };
+}
+
+function renderMetric([name, type, help, value]: Metric): string {
+  const full = `jupyter_desktop_${name}`;
+  const samples = typeof value === "number" ? { "": value } : value;
+  const lines = Object.entries(samples).map(([labels, each]) => `${full}${labels} ${each}\n`);
+  return `# HELP ${full} ${help}\n# TYPE ${full} ${type}\n${lines.join("")}`;
+}
+
 // --- routes ---
 // The one place where auth, bridge and supervisor meet.
 
@@ -2763,9 +3008,11 @@ export interface AppOptions {
   readonly supervisor: Supervisor;
   readonly bridge: Bridge;
   readonly log: Log;
+  /** What answers /metrics; nothing does without it. */
+  readonly metrics?: (() => string) | undefined;
 }
 
-type Env = { Bindings: { server: Server<Session> } };
+type Env = { Bindings: { server: Server<Session> }; Variables: { visitor: Visitor } };
 
 const SENTENCES = {
   "no-token":
@@ -2813,6 +3060,7 @@ function guard(options: AppOptions, limiter: GuessLimiter): MiddlewareHandler<En
     const { method } = c.req;
     const decision = authorize(authRequest(c, requestToken(c, cookieName)), policy);
     if (decision.ok) {
+      c.set("visitor", decision.visitor);
       const inAddress = policy.kind === "token" && c.req.query("token") !== undefined;
       if (!inAddress || method !== "GET" || isUpgrade(c)) return next();
       limiter.forgive();
@@ -2836,9 +3084,19 @@ const authRequest = (c: Context, token: string | undefined): AuthRequest => ({
   token,
 });
 
+/**
+ * What a proxy took off the path, where it says so (jupyter-server-proxy does): without it the cookie would go to
+ * all of the proxy's host, which on a JupyterHub is to other people's servers.
+ */
+function strippedPrefix(c: Context): string {
+  const prefix = c.req.header("x-forwarded-prefix")?.replace(/\/+$/, "") ?? "";
+  const isPath = /^(\/[\w\-.~%!$&'()+,=:@]+)+$/.test(prefix);
+  return isPath && !new URL(c.req.url).pathname.startsWith(`${prefix}/`) ? prefix : "";
+}
+
 /** The base as the browser wrote it: a cookie's path is compared as text. */
 const cookiePath = (c: Context, baseUrl: string) =>
-  `${new URL(c.req.url).pathname
+  `${strippedPrefix(c)}${new URL(c.req.url).pathname
     .split("/")
     .slice(0, baseUrl.split("/").length - 1)
     .join("/")}/`;
@@ -2957,6 +3215,7 @@ async function upgrade(
   let session: Session;
   try {
     session = await bridge.connect(target, vncPassword);
+    bridge.isOf(session, c.req.query("page"));
   } catch (error) {
     if (!(error instanceof VncError)) throw error;
     log("warn", "viewer refused", { cause: error.reason.code, ...error.reason.detail });
@@ -3030,7 +3289,9 @@ function serveStatus(c: Context<Env>, options: AppOptions): Response {
   const isStream = /text\/event-stream/.test(c.req.header("accept") ?? "");
   // Hono has HEAD answered by GET's handler, and a stream without a reader would never end.
   if (isStream && c.req.raw.method === "GET") return statusStream(c, options);
-  return c.json(fullStatus(options), 200, { "cache-control": "no-store" });
+  const page = c.req.query("page");
+  const closed = page === undefined ? {} : { closed: options.bridge.closeCode(page) };
+  return c.json({ ...fullStatus(options), ...closed }, 200, { "cache-control": "no-store" });
 }
 
 function fullStatus({ supervisor, bridge }: AppOptions) {
@@ -3107,6 +3368,11 @@ export function createApp(options: AppOptions): Hono<Env> {
   mount(app, "/desktop/", { GET: page });
   mount(app, "/desktop-websockify", { GET: socket });
   mount(app, "/desktop-websockify/", { GET: socket });
+  const { metrics } = options;
+  if (metrics)
+    mount(app, "/metrics", {
+      GET: (c) => c.body(metrics(), 200, { "content-type": "text/plain; version=0.0.4" }),
+    });
   mount(app, "/desktop/api/status", { GET: (c) => serveStatus(c, options) });
   mount(app, "/desktop/api/start", { POST: act(() => supervisor.start()) });
   mount(app, "/desktop/api/stop", { POST: act(() => supervisor.stop()) });
@@ -3185,6 +3451,309 @@ function statusStream(c: Context<Env>, options: AppOptions): Response {
   });
 }
 
+// --- jupyter ---
+// The tile in JupyterLab's launcher: an entry in Jupyter's own configuration, written and taken back.
+
+/** Where the entry goes: for this user, for one Python environment, for all users. */
+type Scope = "user" | "sysPrefix" | "system";
+const scopeOf = ({ sysPrefix, system }: Config): Scope =>
+  system ? "system" : sysPrefix ? "sysPrefix" : "user";
+
+/** What `jupyter --paths --json` says, each list with the best first. */
+const jupyterPaths = z.object({ config: z.array(z.string()), data: z.array(z.string()) });
+type JupyterPaths = z.infer<typeof jupyterPaths>;
+
+/** The Jupyter on PATH, asked for its directories: only it knows them (conda, pyenv, its own variables). */
+async function askJupyter(env: NodeJS.ProcessEnv): Promise<JupyterPaths | undefined> {
+  const jupyter = Bun.which("jupyter", { PATH: env.PATH ?? SYSTEM_PATH });
+  if (!jupyter) return undefined;
+  try {
+    const child = Bun.spawn([jupyter, "--paths", "--json"], {
+      env,
+      stdio: ["ignore", "pipe", "ignore"],
+      timeout: JUPYTER_TIMEOUT_MS,
+    });
+    return jupyterPaths.parse(await child.stdout.json());
+  } catch {
+    return undefined; // a broken Jupyter is like none
+  }
+}
+
+/** The prefix of the Python that runs this Jupyter: the directory with both its etc/jupyter and its share/jupyter. */
+function pythonPrefix(paths: JupyterPaths | undefined, env: NodeJS.ProcessEnv): string | undefined {
+  const userBase = env.PYTHONUSERBASE ?? path.join(env.HOME ?? "/", ".local");
+  const prefixes = (paths?.config ?? []).flatMap(
+    (dir) => /^(.*)\/etc\/jupyter$/.exec(dir)?.[1] ?? [],
+  );
+  return (
+    prefixes.find(
+      (prefix) => prefix !== userBase && paths?.data.includes(path.join(prefix, "share/jupyter")),
+    ) ??
+    env.VIRTUAL_ENV ??
+    env.CONDA_PREFIX
+  );
+}
+
+/** The directory whose jupyter_server_config.py gets the entry. */
+export function jupyterConfigDir(
+  scope: Scope,
+  env: NodeJS.ProcessEnv,
+  paths?: JupyterPaths,
+): string {
+  if (scope === "system") return "/usr/local/etc/jupyter";
+  if (scope === "user")
+    return env.JUPYTER_CONFIG_DIR ?? path.join(env.HOME ?? os.homedir(), ".jupyter");
+  const prefix = pythonPrefix(paths, env);
+  if (prefix !== undefined) return path.join(prefix, "etc/jupyter");
+  const why = "there is no jupyter on PATH, and no active environment (VIRTUAL_ENV, CONDA_PREFIX)";
+  throw new UsageError([`${both("sysPrefix")}: ${why}; activate the environment, and try again`]);
+}
+
+const ICON = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<rect x="2" y="4" width="28" height="19" rx="2" fill="#616161"/>
+<rect x="4" y="6" width="24" height="15" fill="#e3f2fd"/>
+<rect x="4" y="6" width="24" height="3" fill="#f37726"/>
+<rect x="6" y="11" width="10" height="7" rx="1" fill="#1976d2"/>
+<path d="M13 23h6v3h4v2H9v-2h4z" fill="#616161"/>
+</svg>
+`;
+
+export interface JupyterEntry {
+  /** Bun and server.ts, or one executable, by absolute paths: Jupyter's PATH may have neither. */
+  readonly program: readonly string[];
+  /** Options of serve. */
+  readonly args: readonly string[];
+  readonly icon: string;
+  readonly labTab: boolean;
+  readonly websockify: boolean;
+}
+
+/**
+ * The lines of Python that make the tile. They update the dictionary of servers, whoever set it: a plain value, as
+ * JSON would be, replaces what other files of Jupyter's say about other servers.
+ */
+export function renderJupyterEntry(entry: JupyterEntry): string {
+  const literal = (text: string) => text.replaceAll("{", "{{").replaceAll("}", "}}");
+  const server = {
+    // Jupyter's template: every other brace is doubled.
+    command: [
+      ...entry.program.map(literal),
+      ...["--unix-socket", "{unix_socket}"],
+      ...entry.args.map(literal),
+    ],
+    unix_socket: true,
+    timeout: JUPYTER_READY_S,
+    launcher_entry: { title: "Desktop", path_info: "desktop/", icon_path: entry.icon },
+    new_browser_tab: !entry.labTab,
+    // A tab that shows the desktop keeps Jupyter awake; --idle-disconnect ends that for one that is forgotten.
+    update_last_activity: true,
+    // One that only waits for news of a desktop that is down does not.
+    exclude_last_activity_patterns: [".*/desktop/api/status$", ".*/healthz$"],
+  };
+  const python = (value: unknown) =>
+    JSON.stringify(value, null, 4)
+      .replace(/(?<=: )true(?=,?$)/gm, "True")
+      .replace(/(?<=: )false(?=,?$)/gm, "False");
+  if (!entry.websockify) return `c.ServerProxy.servers.update(${python({ desktop: server })})\n`;
+  // Two entries that share a socket: it needs a path of its own for each Jupyter that runs, in a private directory.
+  const second = { unix_socket: "SOCKET", launcher_entry: { enabled: false } };
+  const both = { desktop: { ...server, unix_socket: "SOCKET" }, "desktop-websockify": second };
+  return [
+    "import atexit, os, shutil, tempfile",
+    "",
+    'jupyter_desktop_dir = tempfile.mkdtemp(prefix="jupyter-desktop-")',
+    "atexit.register(shutil.rmtree, jupyter_desktop_dir, ignore_errors=True)",
+    `c.ServerProxy.servers.update(${python(both).replaceAll('"SOCKET"', 'os.path.join(jupyter_desktop_dir, "socket")')})`,
+    "",
+  ].join("\n");
+}
+
+const blockHash = (body: string) => createHash("sha256").update(body).digest("hex").slice(0, 16);
+
+/** The entry between two lines by which it is found again; the first tells whether somebody changed it since. */
+const renderBlock = (body: string) =>
+  `\n# >>> jupyter-desktop ${blockHash(body)}: written by its install command, taken back by uninstall >>>\n${body}# <<< jupyter-desktop <<<\n`;
+
+const BLOCK = /\n?# >>> jupyter-desktop ([0-9a-f]{16}): .*\n([\s\S]*?)# <<< jupyter-desktop <<<\n/;
+
+/**
+ * The file's text without the entry; undefined when there is none.
+ * @throws Error when somebody has changed the entry by hand.
+ */
+export function withoutBlock(text: string, file: string): string | undefined {
+  const found = BLOCK.exec(text);
+  if (!found) return undefined;
+  const [block, hash, body = ""] = found;
+  if (blockHash(body) !== hash)
+    throw new Error(
+      `the lines of jupyter-desktop in ${file} were changed by hand: take them out with an editor, from ">>> jupyter-desktop" to "<<< jupyter-desktop", and try again`,
+    );
+  return text.replace(block, () => "");
+}
+
+/** Writes a file so that nobody ever reads half of it; a link and the mode of an old file stay. */
+function writeWhole(file: string, text: string): void {
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  const old = fs.statSync(file, { throwIfNoEntry: false });
+  const real = old ? fs.realpathSync(file) : file;
+  const fresh = `${real}.${randomBytes(MARK_BYTES).toString("hex")}`;
+  fs.writeFileSync(fresh, text, { mode: old ? old.mode & 0o777 : 0o644 });
+  fs.renameSync(fresh, real);
+}
+
+/** Files that come and go: what bunx and npx fetch. A click months later must not depend on them. */
+const PASSING = /\/(bunx-\d+-[^/]*|_npx)\//;
+
+/** How this program was started, and where it says what it did. */
+interface Terminal {
+  readonly bun: string;
+  readonly script: string;
+  say(line: string): void;
+}
+
+const PROGRAM_COPY = "server.js";
+/** A .env or a bunfig.toml in the directory in which Jupyter was started is not for this program. */
+const AS_IT_IS = ["--no-env-file", "--config=/dev/null"];
+
+/**
+ * The command that starts this very program again. From bunx's or npx's cache it is copied into `dir`, as one file:
+ * the cache goes away, and to fetch it anew at a click takes a network and time.
+ */
+function ownCommand(dir: string, { bun, script }: Terminal): string[] {
+  if (script.startsWith("/$bunfs/")) return [bun]; // an executable made by `bun build --compile`
+  return [bun, ...AS_IT_IS, PASSING.test(script) ? path.join(dir, PROGRAM_COPY) : script];
+}
+
+/** The copy, where that command needs one. */
+async function keepProgram(dir: string, { bun, script, say }: Terminal): Promise<void> {
+  if (PASSING.test(bun))
+    say(`note: Bun itself is in a cache (${bun}). To keep it, type: npm install -g bun`);
+  if (!PASSING.test(script)) return;
+  const built = await Bun.build({ entrypoints: [script], target: "bun" });
+  writeWhole(path.join(dir, PROGRAM_COPY), (await built.outputs[0]?.text()) ?? "");
+}
+
+/** Files that Jupyter reads after ours and that set the servers anew, so that ours does not count. */
+function hidingFiles(dir: string, paths: JupyterPaths): string[] {
+  const above = paths.config.slice(0, Math.max(0, paths.config.indexOf(dir)));
+  const files = [
+    ...above.flatMap((other) => ["py", "json"].map((kind) => `${other}/x.${kind}`)),
+    `${dir}/x.json`,
+  ];
+  return files
+    .map((file) => file.replace(/x(?=\.\w+$)/, "jupyter_server_config"))
+    .filter((file) => /ServerProxy[\s\S]*servers["']?\s*[:=]/.test(readIfThere(file)));
+}
+
+/** What is still to do before the tile shows. */
+function jupyterAdvice(dir: string, paths: JupyterPaths | undefined, env: NodeJS.ProcessEnv) {
+  if (!paths)
+    return [
+      "There is no Jupyter on PATH. The tile shows in JupyterLab 4 or Notebook 7 with jupyter-server-proxy:",
+      "  pip install jupyterlab jupyter-server-proxy",
+    ];
+  const hiding = hidingFiles(dir, paths);
+  const prefix = pythonPrefix(paths, env) ?? "/usr";
+  const hasProxy = paths.config.some((other) =>
+    fs.existsSync(path.join(other, "jupyter_server_config.d/jupyter-server-proxy.json")),
+  );
+  const install = fs.existsSync(path.join(prefix, "conda-meta"))
+    ? `conda install -p ${prefix} -c conda-forge jupyter-server-proxy`
+    : `${prefix}/bin/python3 -m pip install jupyter-server-proxy`;
+  const hasUpstream = paths.config.some((other) =>
+    fs.existsSync(path.join(other, "jupyter_server_config.d/jupyter_remote_desktop_proxy.json")),
+  );
+  return [
+    ...(hasUpstream
+      ? [
+          "jupyter-remote-desktop-proxy takes the same address, before this entry. Type:",
+          `  ${prefix}/bin/python3 -m pip uninstall jupyter-remote-desktop-proxy`,
+        ]
+      : []),
+    ...(paths.config.includes(dir)
+      ? []
+      : [`The Jupyter on PATH does not read ${dir}; it reads: ${paths.config.join(", ")}`]),
+    ...hiding.map(
+      (file) =>
+        `${file} sets ServerProxy.servers and hides this entry: add these lines there instead (install --print)`,
+    ),
+    ...(hasProxy
+      ? []
+      : ["This Jupyter has no jupyter-server-proxy, which the tile needs. Type:", `  ${install}`]),
+    "Restart Jupyter: its launcher then has a Desktop tile.",
+  ];
+}
+
+/** Parts of a path that other users cannot pass. */
+const closedParts = (file: string): string[] =>
+  file === "/"
+    ? []
+    : [
+        ...closedParts(path.dirname(file)),
+        ...((fs.statSync(file).mode & 0o005) === 0o005 ? [] : [file]),
+      ];
+
+/** The install command. Returns the exit code. */
+async function installEntry(
+  config: Config,
+  env: NodeJS.ProcessEnv,
+  terminal: Terminal,
+): Promise<number> {
+  const { say } = terminal;
+  const paths = await askJupyter(env);
+  const dir = jupyterConfigDir(scopeOf(config), env, paths);
+  const file = path.join(dir, "jupyter_server_config.py");
+  const own = path.join(dir, "jupyter-desktop");
+  const icon = path.join(own, "desktop.svg");
+  const { labTab, websockify, print, flags } = config;
+  const args = flags.filter(({ name }) => isEntryOption(name)).flatMap((flag) => flag.args);
+  const old = readIfThere(file);
+  const rest = withoutBlock(old, file) ?? old;
+  const program = ownCommand(own, terminal);
+  const block = renderBlock(renderJupyterEntry({ program, args, icon, labTab, websockify }));
+  if (print) {
+    say(`# ${file}${block.trimEnd()}`);
+    return 0;
+  }
+  await keepProgram(own, terminal);
+  writeWhole(icon, ICON);
+  writeWhole(file, `${rest}${block}`);
+  say(`Wrote ${file}${rest === "" ? "" : " (its other lines are as they were)"}`);
+  for (const line of jupyterAdvice(dir, paths, env)) say(line);
+  const closed = config.system ? program.flatMap(closedParts) : [];
+  if (closed.length > 0)
+    say(
+      `Other users cannot reach ${closed[0]}: install Bun and jupyter-desktop where all can read`,
+    );
+  return 0;
+}
+
+/** The uninstall command. Returns the exit code. */
+async function uninstallEntry(
+  config: Config,
+  env: NodeJS.ProcessEnv,
+  say: (line: string) => void,
+): Promise<number> {
+  const dir = jupyterConfigDir(scopeOf(config), env, await askJupyter(env));
+  const file = path.join(dir, "jupyter_server_config.py");
+  const rest = withoutBlock(readIfThere(file), file);
+  if (rest === undefined) {
+    say(`Nothing of jupyter-desktop is in ${file}: is it --sys-prefix, --system, or neither?`);
+    return 1;
+  }
+  if (rest === "") fs.rmSync(file);
+  else writeWhole(file, rest);
+  say(`Took the entry out of ${file}. Restart Jupyter, and the tile is gone.`);
+  const own = path.join(dir, "jupyter-desktop");
+  const icon = path.join(own, "desktop.svg");
+  if (readIfThere(icon) === ICON) fs.rmSync(icon);
+  fs.rmSync(path.join(own, PROGRAM_COPY), { force: true });
+  if (isDir(own) && fs.readdirSync(own).length > 0)
+    say(`Left ${own}: there is something in it that jupyter-desktop did not write`);
+  else fs.rmSync(own, { recursive: true, force: true });
+  return 0;
+}
+
 // --- setup ---
 // Installs what is missing, by the machine's own package manager.
 
@@ -3227,14 +3796,17 @@ async function setup(
     );
     return 1;
   }
+  const untried = lines[0]?.startsWith("apt-get")
+    ? ""
+    : "\nThis list was made from the distribution's index and was not tried there: tell us how it went.";
   if (process.getuid?.() !== 0) {
     say(
-      `A desktop needs packages that only root can install. Type:\n\n  ${installCommand(...missing)}\n\nand then the same command again.`,
+      `A desktop needs packages that only root can install. Type:\n\n  ${installCommand(...missing)}\n\nand then the same command again.${untried}`,
     );
     return 1;
   }
   say(
-    `A desktop needs packages that are not here. To run:\n\n${lines.map((line) => `  ${line}`).join("\n")}\n`,
+    `A desktop needs packages that are not here. To run:\n\n${lines.map((line) => `  ${line}`).join("\n")}\n${untried}`,
   );
   const asked = !config.yes && process.stdin.isTTY;
   if (asked && !/^(y(es)?)?$/i.test(prompt("Install them now? [Y/n]") ?? "n")) return 1;
@@ -3373,6 +3945,188 @@ async function doctor(env: NodeJS.ProcessEnv, say: (line: string) => void): Prom
   return checks.some((check) => check.needed && !check.ok) ? 1 : 0;
 }
 
+// --- run ---
+// Finds this user's servers by their runtime directories, and runs programs on their desktops.
+
+type ServerStatus = VncStatus & { viewers: number };
+
+/** Asks the server of a directory; undefined when none runs there. */
+async function askServer(
+  dir: string,
+  action: "status" | "start" | "stop",
+): Promise<ServerStatus | undefined> {
+  try {
+    const response = await fetch(`http://localhost/desktop/api/${action}`, {
+      unix: path.join(dir, "control.sock"),
+      method: action === "status" ? "GET" : "POST",
+    });
+    return (await response.json()) as ServerStatus;
+  } catch {
+    return undefined; // nobody listens: the server was killed
+  }
+}
+
+function statusText(status: ServerStatus | undefined): string | undefined {
+  if (!status) return undefined;
+  const { state, cause, display, viewers } = status;
+  const more = [cause && `cause ${cause}`, display && `display ${display}`].filter(Boolean);
+  return [state, `${viewers} viewers`, ...more].join(", ");
+}
+
+/** The directories of this user's servers, of this name if one is given. */
+function serverDirs(config: Config, env: NodeJS.ProcessEnv): string[] {
+  const dirs = runtimePlaces(env).flatMap((place) =>
+    isDir(place) ? fs.readdirSync(place).map((name) => path.join(place, name)) : [],
+  );
+  return dirs.filter((dir) => config.name === undefined || path.basename(dir) === config.name);
+}
+
+/** Those where a server answers. */
+async function liveServers(config: Config, env: NodeJS.ProcessEnv): Promise<string[]> {
+  const asked = serverDirs(config, env).map(async (dir) =>
+    (await askServer(dir, "status")) ? [dir] : [],
+  );
+  return (await Promise.all(asked)).flat();
+}
+
+/** A process and all above it. */
+function lineOf(pid: string): string[] {
+  const parent = /^PPid:\s*(\d+)/m.exec(readIfThere(`/proc/${pid}/status`))?.[1];
+  return [pid, ...(parent && parent !== "0" ? lineOf(parent) : [])];
+}
+
+/** What a Jupyter server writes about itself into its runtime directory, for its user alone. */
+const jupyterInfo = z.object({
+  pid: z.number(),
+  url: z.string(),
+  token: z.string(),
+  sock: z.string(),
+});
+type JupyterInfo = z.infer<typeof jupyterInfo>;
+
+/** The Jupyter server to which this kernel or terminal belongs. */
+function ownJupyter(env: NodeJS.ProcessEnv): JupyterInfo | undefined {
+  const home = env.XDG_DATA_HOME ?? path.join(env.HOME ?? "/", ".local/share");
+  const dir =
+    env.JUPYTER_RUNTIME_DIR ?? path.join(env.JUPYTER_DATA_DIR ?? `${home}/jupyter`, "runtime");
+  for (const pid of [env.JPY_PARENT_PID, ...lineOf("self")]) {
+    const info = readIfThere(path.join(dir, `jpserver-${pid}.json`));
+    const { data } = jupyterInfo.safeParse(info && JSON.parse(info));
+    if (data) return data;
+  }
+  return undefined;
+}
+
+/** Has Jupyter start the server behind its tile, as a click on it does. Is there one? */
+async function openTile(
+  { url, token, sock }: JupyterInfo,
+  env: NodeJS.ProcessEnv,
+): Promise<boolean> {
+  try {
+    const response = await fetch(new URL("desktop/healthz", url), {
+      headers: { authorization: `token ${token || env.JUPYTERHUB_API_TOKEN || ""}` },
+      redirect: "manual",
+      tls: { rejectUnauthorized: false }, // this user's own server on this machine, often with a made-up certificate
+      ...(sock ? { unix: sock } : {}),
+    });
+    return response.ok;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * The directory of the server that is meant: the one with the given name, the one of this Jupyter (its tile is opened
+ * for it), or the only one.
+ */
+async function chooseServer(config: Config, env: NodeJS.ProcessEnv): Promise<string> {
+  const jupyter = config.name === undefined ? ownJupyter(env) : undefined;
+  let found = await liveServers(config, env);
+  const isOwn = (dir: string) =>
+    jupyter !== undefined &&
+    lineOf(readIfThere(path.join(dir, "pid"))).includes(String(jupyter.pid));
+  if (jupyter && !found.some(isOwn) && (await openTile(jupyter, env)))
+    found = await liveServers(config, env);
+  if (found.some(isOwn)) found = found.filter(isOwn);
+  const [first, ...more] = found;
+  if (first === undefined)
+    throw new Error(
+      jupyter
+        ? 'no desktop runs here, and this Jupyter has no Desktop tile: type "jupyter-desktop install" and restart Jupyter'
+        : 'no desktop of this user, or of this name, runs here: start one in another terminal with "jupyter-desktop", and try again',
+    );
+  if (more.length > 0)
+    throw new Error(
+      `several servers run here: choose one with --name ${found.map((dir) => path.basename(dir)).join(" or ")}`,
+    );
+  return first;
+}
+
+/** The address of the desktop's D-Bus, from one of its processes; a desktop that has just started may have none yet. */
+async function sessionBus(dir: string, { since }: ServerStatus): Promise<string | undefined> {
+  for (;;) {
+    for (const pid of markedPids(readIfThere(path.join(dir, "mark")))) {
+      const environ = readIfThere(`/proc/${pid}/environ`);
+      const address = /(?:^|\0)DBUS_SESSION_BUS_ADDRESS=([^\0]+)/.exec(environ)?.[1];
+      if (address) return address;
+    }
+    if (Date.now() - Date.parse(since) > BUS_WAIT_MS) return undefined;
+    await Bun.sleep(REAP_POLL_MS);
+  }
+}
+
+/** The variables by which a program finds the desktop, which is started if it is not up. */
+async function desktopVariables(
+  config: Config,
+  env: NodeJS.ProcessEnv,
+): Promise<Record<string, string>> {
+  const dir = await chooseServer(config, env);
+  const status = await askServer(dir, "start");
+  if (status?.state !== "ready") {
+    const log = status?.log.slice(-5).map((line) => `\n  ${line}`) ?? [];
+    throw new Error(
+      `the desktop does not start (${status?.cause ?? "its server is gone"}): type "jupyter-desktop doctor"${log.join("")}`,
+    );
+  }
+  if (status.display === null)
+    throw new Error(
+      "that desktop is a VNC server that jupyter-desktop did not start: its DISPLAY is known to whoever started it",
+    );
+  const bus = await sessionBus(dir, status);
+  return {
+    DISPLAY: status.display,
+    XAUTHORITY: path.join(dir, "Xauthority"),
+    ...(bus ? { DBUS_SESSION_BUS_ADDRESS: bus } : {}),
+  };
+}
+
+const quoteShell = (value: string) =>
+  /^[\w./:,=@%+-]+$/.test(value) ? value : `'${value.replaceAll("'", "'\\''")}'`;
+
+/** The env command: for `eval "$(jupyter-desktop env)"`, or as JSON. */
+async function printVariables(
+  config: Config,
+  env: NodeJS.ProcessEnv,
+  say: (line: string) => void,
+): Promise<number> {
+  const variables = await desktopVariables(config, env);
+  const words = Object.entries(variables).map(([name, value]) => `${name}=${quoteShell(value)}`);
+  say(config.json ? JSON.stringify(variables) : `export ${words.join(" ")}`);
+  return 0;
+}
+
+/** Of another session, or of the notebook: with it a program would not show its window on the desktop. */
+const NOT_FOR_APP = /^(WAYLAND_DISPLAY|SESSION_MANAGER|MPLBACKEND=module:\/\/matplotlib_inline)/;
+
+/** The program to run, by its path, and its environment; undefined when there is no such program. */
+async function prepareApp(config: Config, env: NodeJS.ProcessEnv) {
+  const file = Bun.which(config.app[0] ?? "", { PATH: env.PATH ?? SYSTEM_PATH });
+  if (!file) return undefined;
+  const kept = Object.entries(env).filter(([name, value]) => !NOT_FOR_APP.test(`${name}=${value}`));
+  const variables = await desktopVariables(config, env);
+  return { file, env: { ...Object.fromEntries(kept), ...variables } };
+}
+
 // --- main ---
 // The only part that reads argv, env and signals. Importing this file does nothing.
 
@@ -3461,7 +4215,7 @@ function announce(config: Config, url: URL, env: NodeJS.ProcessEnv): void {
   } else if (process.stdout.isTTY || env.SSH_CONNECTION || config.open) {
     const sshHost = env.SSH_CONNECTION?.split(" ")[2] ?? os.hostname();
     console.log(
-      `From another machine, type there: ssh -L ${url.port}:${joinHostPort(url.hostname, Number(url.port))} ${userName() ?? "user"}@${sshHost}`,
+      `From another machine, type there: ssh -L ${url.port}:${joinHostPort(url.hostname, Number(url.port))} ${env.USER || userName() || "user"}@${sshHost}`,
     );
   }
 }
@@ -3575,6 +4329,7 @@ async function listenControl(
     // The reaper of a server that was killed just now must not take this directory along.
     const mark = path.join(dir, "mark");
     if (fs.existsSync(mark)) fs.renameSync(mark, path.join(dir, EARLIER_MARK));
+    fs.writeFileSync(path.join(dir, "pid"), String(process.pid), { mode: 0o600 }); // tells whose child it is
     return await listenUnix(path.join(dir, "control.sock"), fetch);
   } catch (error) {
     log("warn", "no control socket: the status and stop commands will not find this server", {
@@ -3595,7 +4350,8 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   await refuseSecond({ env, name });
   const token = chooseToken(config, { env, name });
   const secrets = [token, config.vncPassword].flatMap((secret) => secret || []);
-  const log = createLog(config.logLevel, secrets, (line) => process.stderr.write(line));
+  const { logLevel: level, logFormat: format } = config;
+  const log = createLog({ level, format }, secrets, (line) => process.stderr.write(line));
   const tail = new LogTail(log);
   const served = { env, log, tail, name };
   const { maxSize: sizeLimit, maxViewers, idleDisconnect: idleDisconnectMs } = config;
@@ -3617,6 +4373,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     supervisor,
     bridge,
     log,
+    metrics: config.metrics ? createMetrics(supervisor, bridge) : undefined,
   };
   const hosts = [config.host, ...allowOrigins.map((origin) => new URL(origin).hostname)];
   const open: AuthPolicy = { kind: "open", allowOrigins, ...(config.unixSocket ? {} : { hosts }) };
@@ -3659,33 +4416,10 @@ function removeRuntimeDir(name: string, env: NodeJS.ProcessEnv): void {
   }
 }
 
-/** Asks the server of a directory; undefined when none runs there. */
-async function askServer(dir: string, action: "status" | "stop"): Promise<string | undefined> {
-  try {
-    const response = await fetch(`http://localhost/desktop/api/${action}`, {
-      unix: path.join(dir, "control.sock"),
-      method: action === "stop" ? "POST" : "GET",
-    });
-    const { state, cause, display, viewers } = (await response.json()) as VncStatus & {
-      viewers: number;
-    };
-    const more = [cause && `cause ${cause}`, display && `display ${display}`].filter(Boolean);
-    return [state, `${viewers} viewers`, ...more].join(", ");
-  } catch {
-    return undefined; // nobody listens: the server was killed
-  }
-}
-
 /** The directories of this user's servers, and what is there: a server, or a desktop that a killed one left. */
 async function findServers(config: Config, env: NodeJS.ProcessEnv) {
-  const dirs = runtimePlaces(env).flatMap((place) =>
-    isDir(place) ? fs.readdirSync(place).map((name) => path.join(place, name)) : [],
-  );
-  const named = dirs.filter(
-    (dir) => config.name === undefined || path.basename(dir) === config.name,
-  );
-  const asked = named.map(async (dir) => {
-    const status = await askServer(dir, "status");
+  const asked = serverDirs(config, env).map(async (dir) => {
+    const status = statusText(await askServer(dir, "status"));
     const left = status === undefined ? readKept(dir) : undefined;
     const kept = left && isAlive(left) ? left : undefined;
     return {
@@ -3696,6 +4430,24 @@ async function findServers(config: Config, env: NodeJS.ProcessEnv) {
     };
   });
   return (await Promise.all(asked)).filter(({ status }) => status !== undefined);
+}
+
+/**
+ * The run command: this process becomes the program, so that its exit code, its signals and its terminal are the
+ * program's own. Returns the exit code when it cannot, as POSIX has it for `env`.
+ */
+async function runApp(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
+  const app = await prepareApp(config, env);
+  if (!app) {
+    console.error(`jupyter-desktop: cannot run ${config.app[0]}: there is no such program on PATH`);
+    return EXIT_NOT_FOUND;
+  }
+  try {
+    process.execve?.(app.file, [...config.app], app.env);
+  } catch (error) {
+    console.error(`jupyter-desktop: cannot run ${app.file}: ${errorText(error)}`);
+  }
+  return EXIT_NO_EXEC;
 }
 
 /** The status and stop commands. Returns the exit code. */
@@ -3714,8 +4466,8 @@ async function control(
     );
   else {
     for (const { dir, name, kept } of found) {
-      const after = kept ? await endKept(kept.mark, dir) : await askServer(dir, "stop");
-      say(`${name}: ${after ?? "ended"}`);
+      if (kept) await endKept(kept.mark, dir);
+      say(`${name}: ${statusText(await askServer(dir, "stop")) ?? "ended"}`);
     }
   }
   return found.length === 0 || (config.command === "stop" && found.length > 1) ? 1 : 0;
@@ -3728,6 +4480,19 @@ async function runCommand(config: Config, env: NodeJS.ProcessEnv): Promise<numbe
       return setup(config, env, console.error);
     case "doctor":
       return doctor(env, console.log);
+    case "install":
+      await loadAssets(); // an entry for a page that is not built would fail at the click
+      return installEntry(config, env, {
+        bun: process.execPath,
+        script: import.meta.path,
+        say: console.log,
+      });
+    case "uninstall":
+      return uninstallEntry(config, env, console.log);
+    case "run":
+      return runApp(config, env);
+    case "env":
+      return printVariables(config, env, console.log);
     case "status":
     case "stop":
       return control(config, env, console.log);

@@ -10,7 +10,7 @@ const byToken: AuthPolicy = { kind: "token", token: TOKEN, allowOrigins: [LAB] }
 
 const refused = (status: 401 | 403, reason: "no-token" | "wrong-token" | "origin" | "host") =>
   ({ ok: false, status, reason }) as const;
-const passed = { ok: true } as const;
+const passed = { ok: true, visitor: { role: "owner", name: "" } } as const;
 
 const tokens: [string, string | undefined, AuthDecision][] = [
   ["no", undefined, refused(401, "no-token")],

@@ -339,6 +339,39 @@ describe("Bridge ends a session", () => {
   });
 });
 
+describe("Bridge remembers for a page", () => {
+  const greets = () => fakeVnc((peer) => peer.socket?.write("RFB 003.008\n"));
+
+  test("the code of its own with which it closed the last session, until the next one", async () => {
+    using vnc = greets();
+    const bridge = new Bridge(quiet);
+    const play = async (page: string, code: number) => {
+      const session = await bridge.connect(vnc.target, undefined);
+      bridge.isOf(session, page);
+      const meanwhile = bridge.closeCode(page);
+      session.end(code, "");
+      return [meanwhile, bridge.closeCode(page)];
+    };
+    expect(await play("page-one", 4408)).toEqual([null, 4408]);
+    expect(await play("page-two", 1006)).toEqual([null, null]);
+    expect(await play("page-one", 1001)).toEqual([null, null]);
+    expect(await play("no word", 4408)).toEqual([null, null]);
+    expect(bridge.closeCode(undefined)).toBeNull();
+  });
+
+  test("no more than the last pages", async () => {
+    using vnc = greets();
+    const bridge = new Bridge(quiet);
+    for (let i = 0; i < 201; i++) {
+      const session = await bridge.connect(vnc.target, undefined);
+      bridge.isOf(session, `a-page-${i}`);
+      session.end(4408, "");
+    }
+    expect(bridge.closeCode("a-page-0")).toBeNull();
+    expect(bridge.closeCode("a-page-1")).toBe(4408);
+  });
+});
+
 describe("Bridge refuses, before there is a WebSocket,", () => {
   /** How the bridge fails, and what the browser is answered. */
   async function refusal(target: Target) {

@@ -61,7 +61,15 @@ const ENV_NAMES: Record<OptionName, string> = {
   auth: "JUPYTER_DESKTOP_AUTH",
   allowNoAuth: "JUPYTER_DESKTOP_ALLOW_NO_AUTH",
   allowOrigin: "JUPYTER_DESKTOP_ALLOW_ORIGIN",
+  sysPrefix: "JUPYTER_DESKTOP_SYS_PREFIX",
+  system: "JUPYTER_DESKTOP_SYSTEM",
+  labTab: "JUPYTER_DESKTOP_LAB_TAB",
+  websockify: "JUPYTER_DESKTOP_WEBSOCKIFY",
+  print: "JUPYTER_DESKTOP_PRINT",
+  json: "JUPYTER_DESKTOP_JSON",
   logLevel: "JUPYTER_DESKTOP_LOG_LEVEL",
+  logFormat: "JUPYTER_DESKTOP_LOG_FORMAT",
+  metrics: "JUPYTER_DESKTOP_METRICS",
   yes: "JUPYTER_DESKTOP_YES",
   help: "JUPYTER_DESKTOP_HELP",
   version: "JUPYTER_DESKTOP_VERSION",
@@ -249,6 +257,14 @@ const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Prec
     fromEnv: ["https://c.test", "https://d.test"],
     byDefault: [],
   },
+  logFormat: {
+    flag: ["--log-format", "json"],
+    env: "text",
+    fromFlag: "json",
+    fromEnv: "text",
+    byDefault: "text",
+  },
+  metrics: { flag: ["--metrics"], env: "0", fromFlag: true, fromEnv: false, byDefault: false },
   logLevel: {
     flag: ["--log-level", "error"],
     env: "debug",
@@ -256,6 +272,24 @@ const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Prec
     fromEnv: "debug",
     byDefault: "info",
   },
+  sysPrefix: {
+    flag: ["--sys-prefix"],
+    env: "false",
+    fromFlag: true,
+    fromEnv: false,
+    byDefault: false,
+  },
+  system: { flag: ["--system"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
+  labTab: { flag: ["--lab-tab"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
+  websockify: {
+    flag: ["--websockify"],
+    env: "false",
+    fromFlag: true,
+    fromEnv: false,
+    byDefault: false,
+  },
+  print: { flag: ["--print"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
+  json: { flag: ["--json"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
   yes: { flag: ["-y"], env: "false", fromFlag: true, fromEnv: false, byDefault: false },
 };
 
@@ -324,6 +358,10 @@ describe("loadConfig", () => {
     [["doctor"], "doctor"],
     [["status"], "status"],
     [["stop", "--name", "a"], "stop"],
+    [["install", "--sys-prefix", "--geometry", "800x600"], "install"],
+    [["uninstall", "--system"], "uninstall"],
+    [["run", "--name", "a", "--", "xterm", "-e", "top"], "run"],
+    [["env", "--json"], "env"],
     [["--port", "1", "setup", "-y"], "setup"],
   ])("reads the command of %j as %s", (argv, command) => {
     expect(loadConfig(argv, {}).command).toBe(command);
@@ -1056,9 +1094,10 @@ describe("installLines", () => {
 });
 
 describe("createLog", () => {
-  function logged(level: Parameters<typeof createLog>[0], secrets: string[] = []) {
+  type How = Parameters<typeof createLog>[0];
+  function logged(level: How["level"], secrets: string[] = [], format: How["format"] = "text") {
     const lines: string[] = [];
-    return { lines, log: createLog(level, secrets, (line) => lines.push(line)) };
+    return { lines, log: createLog({ level, format }, secrets, (line) => lines.push(line)) };
   }
 
   test("writes one line an event: time, level, what, key=value", () => {
@@ -1104,5 +1143,20 @@ describe("createLog", () => {
     log("info", "event", { error: String.raw`refused: t0k"3n\pass` });
     expect(lines[0]).toContain("***");
     expect(lines[0]).not.toContain("3n");
+  });
+
+  test("as JSON writes one object an event, numbers as numbers, and no secret either", () => {
+    const { lines, log } = logged("info", ['t0k"3n'], "json");
+    log("info", "viewer came", { viewers: 2, none: null, path: 'a\n"b"', error: 't0k"3n' });
+    const { time, ...rest } = JSON.parse(lines.join(""));
+    expect(new Date(time).toISOString()).toBe(time);
+    expect(rest).toEqual({
+      level: "info",
+      event: "viewer came",
+      viewers: 2,
+      path: 'a\n"b"',
+      error: "***",
+    });
+    expect(lines.join("").match(/\n/g)).toHaveLength(1);
   });
 });

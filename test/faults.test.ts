@@ -23,6 +23,7 @@ const UID = process.getuid?.();
 const ROOT = UID === 0;
 const asRoot = test.skipIf(!ROOT);
 const NOBODY = 65_534;
+const NAMELESS = 54_321;
 const STRANGER = 12_345;
 setDefaultTimeout(30_000);
 const quiet = () => {};
@@ -910,6 +911,35 @@ describe("A start is not stopped by", () => {
       expect(await post(server, "restart")).toMatchObject({ state: "ready", cause: null });
     },
   );
+});
+
+describe("XFCE, for an ordinary user", () => {
+  const processesOf = (uid: number) =>
+    fs
+      .readdirSync("/proc")
+      .filter((pid) =>
+        new RegExp(`^State:\\s+[^Z].*^Uid:\\s+${uid}\\s`, "ms").test(
+          read(`/proc/${pid}/status`) ?? "",
+        ),
+      );
+
+  // Of a user without a name nothing is known: that D-Bus starts is libnss-wrapper's work.
+  asRoot.each([
+    ["with a name", NOBODY],
+    ["whose uid has no name", NAMELESS],
+  ])("%s is there, and is gone without a trace", async (_, uid) => {
+    await using place = home();
+    const env = { ...place.env, HOME: place.dir };
+    await using server = await startServer([], env, asUser(uid));
+    await reached(server, "ready");
+    const panel = () =>
+      processesOf(uid).some((pid) => read(`/proc/${pid}/comm`) === "xfce4-panel\n");
+    await until("XFCE's panel", panel);
+    expect(await post(server, "stop")).toMatchObject({ state: "ended" });
+    // The kernel takes a moment to end a process whose memory is gone already.
+    const own = [String(server.child.pid)];
+    await until("the end of the others", () => Bun.deepEquals(processesOf(uid), own));
+  });
 });
 
 describe("Another user of this host", () => {

@@ -9,6 +9,7 @@ import {
   Bridge,
   createApp,
   createLog,
+  createMetrics,
   type Launch,
   LogTail,
   type Session,
@@ -58,7 +59,7 @@ type Init = Omit<RequestInit, "headers"> & { headers?: Record<string, string> };
 /** The app with a desktop that starts nothing, and with a Bun server that upgrades nothing. */
 function desk(change: Partial<AppOptions> = {}, launcher: Launch = NOWHERE) {
   const lines: string[] = [];
-  const log = createLog("debug", [], (line) => lines.push(line));
+  const log = createLog({ level: "debug" }, [], (line) => lines.push(line));
   const launch = mock(launcher);
   const supervisor = new Supervisor(launch, new LogTail(log), log);
   const bridge = change.bridge ?? new Bridge(log);
@@ -1164,7 +1165,7 @@ describe("the WebSocket", () => {
     desk(
       {
         bridge: new Bridge(
-          createLog("error", [], () => {}),
+          createLog({ level: "error" }, [], () => {}),
           { maxViewers },
         ),
       },
@@ -1290,7 +1291,7 @@ describe("desktop/api/status", () => {
     let greeting = "SSH-2.0-OpenSSH_9.2\r\n";
     using vnc = fakeVnc((peer) => peer.socket?.write(greeting));
     const bridge = new Bridge(
-      createLog("error", [], () => {}),
+      createLog({ level: "error" }, [], () => {}),
       { maxViewers: 1 },
     );
     const { ask, supervisor } = desk({ bridge }, attach(vnc.target));
@@ -1398,6 +1399,56 @@ describe("desktop/api/status", () => {
     const headers = { ...BEARER, accept: "text/event-stream" };
     const answer = await ask("/desktop/api/status", { method: "HEAD", headers });
     expect([answer.status, listening.size]).toEqual([200, 0]);
+  });
+});
+
+describe("/metrics", () => {
+  const asked = (metrics?: () => string) => desk({ metrics });
+
+  test("is not there unless asked for", async () => {
+    expect((await asked().ask("/metrics", { headers: BEARER })).status).toBe(404);
+  });
+
+  test("tells strangers nothing", async () => {
+    const metrics = mock(() => "jupyter_desktop_viewers 0\n");
+    const { ask } = asked(metrics);
+    expect((await ask("/metrics")).status).toBe(401);
+    expect((await ask("/metrics?token=wrong-token")).status).toBe(403);
+    expect(metrics).not.toHaveBeenCalled();
+  });
+
+  test("counts states, viewers and bytes, each line in Prometheus' form", async () => {
+    const { supervisor, bridge, lines } = desk();
+    const { ask } = asked(createMetrics(supervisor, bridge));
+    await supervisor.start();
+    bridge.traffic.toBrowser += 12;
+    const response = await ask("/metrics", { headers: BEARER });
+    expect(response.headers.get("content-type")).toStartWith("text/plain; version=0.0.4");
+    const said = await response.text();
+    for (const line of said.trimEnd().split("\n"))
+      expect(line).toMatch(
+        /^(# HELP \w+ [\w ]+\.|# TYPE \w+ (gauge|counter)|\w+(\{\w+="[\w.+-]+"\})? [\d.e+-]+)$/,
+      );
+    expect(said).toContain('\njupyter_desktop_state{state="ready"} 1\n');
+    expect(said).toContain('\njupyter_desktop_state{state="idle"} 0\n');
+    expect(said).toContain('\njupyter_desktop_transitions_total{state="starting"} 1\n');
+    expect(said).toContain('\njupyter_desktop_bytes_total{to="browser"} 12\n');
+    expect(said).toContain("\njupyter_desktop_viewers 0\n");
+    expect(lines.join("")).not.toContain("error");
+  });
+
+  test("shows by how much the event loop was late since it was asked last", async () => {
+    const { supervisor, bridge } = desk();
+    const metrics = createMetrics(supervisor, bridge);
+    const worst = () => Number(/^jupyter_desktop_loop_lag_max_seconds (\S+)/m.exec(metrics())?.[1]);
+    metrics();
+    const turn = () => new Promise<void>((resolve) => setTimeout(resolve, 25));
+    await turn();
+    for (const until = performance.now() + 120; performance.now() < until;);
+    await turn();
+    await turn();
+    expect(worst()).toBeGreaterThan(0.09);
+    expect(worst()).toBeLessThan(0.09);
   });
 });
 

@@ -4,7 +4,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 packages="tigervnc-standalone-server xfce4 xfce4-terminal dbus-x11 x11-xserver-utils adwaita-icon-theme librsvg2-common
-fonts-dejavu-core libgl1-mesa-dri chromium firefox-esr xclip xdotool x11-utils xterm iproute2 procps x11vnc xvfb"
+fonts-dejavu-core libgl1-mesa-dri chromium firefox-esr xclip xdotool x11-utils xterm iproute2 procps x11vnc xvfb
+nginx-light caddy openssl libnss-wrapper"
 
 missing=
 for package in $packages; do
@@ -27,3 +28,4 @@ fi
 
 bun install --frozen-lockfile
 bun run build
+test/jupyter.sh

@@ -49,6 +49,7 @@ function status(values: Partial<Status> = {}): Status {
     nextRetryMs: null,
     log: [],
     version: "0.1.0",
+    closed: null,
     ...values,
   };
 }
@@ -162,6 +163,15 @@ describe("decide", () => {
   test("stops for a password that the page cannot give", () => {
     const ending = { code: closeCodes.abnormal, cause: "vnc-password" } as const;
     expect(decide(ending, reply())).toEqual({ next: "stop", why: "protocol" });
+  });
+
+  test("takes the server's own close code where a proxy swallowed it, and never over one that came", () => {
+    const paused = reply({ closed: 4408 });
+    expect(decide({ code: 1005 }, paused)).toEqual({ next: "stop", why: "paused" });
+    expect(decide({ code: 1006 }, reply({ closed: 4401 }))).toEqual({ next: "stop", why: "login" });
+    expect(decide({ code: 4400 }, paused)).toEqual({ next: "stop", why: "protocol" });
+    expect(decide({ code: 1005 }, reply())).toEqual({ next: "retry" });
+    expect(decide(null, paused)).toEqual({ next: "connect" });
   });
 });
 

@@ -13,6 +13,8 @@ export interface Status {
   nextRetryMs: number | null;
   log: string[];
   version: string;
+  /** The code with which the server closed this page's last connection, where it was the server. */
+  closed: number | null;
 }
 
 /** What came back when the page asked for the status. */
@@ -47,6 +49,9 @@ export const closeCodes = {
   restarting: 4411,
   gaveUp: 4412,
 } as const;
+
+// From here on the codes are the application's; below they are what browser or proxy made of them.
+const ownCodes = 4000;
 
 const protocolCodes: readonly number[] = [
   closeCodes.textFrame,
@@ -99,6 +104,7 @@ export function parseStatus(value: unknown): Status | null {
     nextRetryMs: typeof value.nextRetryMs === "number" ? value.nextRetryMs : null,
     log: Array.isArray(value.log) ? value.log.filter((line) => typeof line === "string") : [],
     version: typeof value.version === "string" ? value.version : "",
+    closed: typeof value.closed === "number" ? value.closed : null,
   };
 }
 
@@ -107,7 +113,8 @@ export function parseStatus(value: unknown): Status | null {
  * outranks the codes of a desktop that ended: proxies swallow codes, and another page may have
  * started the desktop again meanwhile.
  */
-export function decide(ending: Ending | null, reply: Reply): Decision {
+export function decide(came: Ending | null, reply: Reply): Decision {
+  const ending = came && withOwnCode(came, reply);
   if (ending?.code === closeCodes.paused) {
     return { next: "stop", why: "paused" };
   }
@@ -128,6 +135,12 @@ export function decide(ending: Ending | null, reply: Reply): Decision {
     return { next: "stop", why: "desktop" };
   }
   return { next: "check" };
+}
+
+/** The ending with the server's own code, if a proxy on the way has swallowed it. */
+export function withOwnCode(ending: Ending, reply: Reply): Ending {
+  const closed = reply.kind === "status" ? reply.status.closed : null;
+  return closed === null || ending.code >= ownCodes ? ending : { ...ending, code: closed };
 }
 
 function decideByState(state: DesktopState, atOnce: boolean): Decision {

@@ -20,6 +20,7 @@ import {
   retryDelayMs,
   type Status,
   type StopReason,
+  withOwnCode,
 } from "./rules.ts";
 import type { Text } from "./text.ts";
 
@@ -265,7 +266,7 @@ export class Session {
         this.#wait(() => this.#check(null), this.#waitingNotice());
         return;
       case "stop":
-        this.#stop(decision.why, ending);
+        this.#stop(decision.why, ending && withOwnCode(ending, reply));
     }
   }
 

@@ -34,11 +34,7 @@ function start(): void {
   const text = createText(navigator.languages);
   dress(text, base);
   const title = createTitle();
-  const statusUrl = `${base}desktop/api/status`;
-  const server = {
-    ask: () => askStatus(statusUrl),
-    order: (what: string) => postOrder(`${base}desktop/api/${what}`),
-  };
+  const server = createServer(base);
 
   const panels = new Panels({
     focusDesktop: () => session.focus(),
@@ -65,13 +61,13 @@ function start(): void {
   );
   const card = createCard(text, (action) => session.act(action));
   const feed = new StatusFeed(
-    statusUrl,
+    server.statusUrl,
     (status) => session.heard(status),
     () => session.feedLost(),
   );
   const session: Session = new Session({
     text,
-    connect: (events) => screen.connect(websocketUrl(location.href, base), events),
+    connect: (events) => screen.connect(server.socketUrl(), events),
     ...server,
     feed,
     show: (state, notice) => {
@@ -102,6 +98,19 @@ function start(): void {
   });
   bindWakeUps(session);
   session.start();
+}
+
+/** What is asked of the server, and where. */
+function createServer(base: string) {
+  // By this word the page asks how its connection ended: a proxy may pass no close code on.
+  const page = crypto.getRandomValues(new Uint32Array(4)).join("-");
+  const statusUrl = `${base}desktop/api/status`;
+  return {
+    statusUrl,
+    socketUrl: () => `${websocketUrl(location.href, base)}?page=${page}`,
+    ask: () => askStatus(`${statusUrl}?page=${page}`),
+    order: (what: string) => postOrder(`${base}desktop/api/${what}`),
+  };
 }
 
 function createScreen(

@@ -275,8 +275,25 @@ export async function oursReady(browser: Browser, server: string): Promise<numbe
 }
 
 /** Upstream's page in a Jupyter that runs; the click starts its VNC server and desktop. */
-export async function upstream(browser: Browser) {
-  await using jupyter = spawnJupyter(freshDir("upstream"), []);
+export const upstream = (browser: Browser) => inJupyter(browser, freshDir("upstream"), []);
+
+/** Our page in the same Jupyter, with the entry that `install` writes; the click starts our server, too. */
+export async function oursInJupyter(browser: Browser, server: string) {
+  const home = freshDir("ours");
+  const env = {
+    PATH: process.env.PATH ?? "",
+    HOME: home,
+    JUPYTER_CONFIG_DIR: join(home, "jupyter"),
+  };
+  const install = Bun.spawnSync([process.execPath, server, "install"], { env });
+  if (install.exitCode !== 0) throw new Error(install.stderr.toString());
+  // Upstream's package takes the same address before any entry.
+  const off = "--ServerApp.jpserver_extensions=jupyter_remote_desktop_proxy=False";
+  return await inJupyter(browser, home, [off]);
+}
+
+async function inJupyter(browser: Browser, home: string, settings: string[]) {
+  await using jupyter = spawnJupyter(home, settings);
   const base = `http://127.0.0.1:${await untilListening(jupyter)}`;
   // Listening comes before the extensions are loaded; the click comes after.
   await (await fetch(`${base}/api`, { signal: AbortSignal.timeout(paintLimitMs) })).text();

@@ -22,7 +22,14 @@ import {
   targetKinds,
 } from "./bridges.ts";
 import { bulk, echo, fifty, footprint, quantile, stall, startUp } from "./measures.ts";
-import { launchBrowser, oursAtVisit, oursReady, upstream, xfceAlone } from "./page.ts";
+import {
+  launchBrowser,
+  oursAtVisit,
+  oursInJupyter,
+  oursReady,
+  upstream,
+  xfceAlone,
+} from "./page.ts";
 
 /** Fewer repeats than this are no ground for a claim on a machine with other work. */
 const claimRepeats = 10;
@@ -220,11 +227,23 @@ async function inBrowser({ plan, results, browser }: Context) {
       },
     ],
     [
+      "page ours in Jupyter",
+      async () => {
+        const { cold, warm } = await oursInJupyter(browser, plan.server);
+        record(results, "ours", {
+          "Jupyter, click starts all": [cold, "ms"],
+          "Jupyter, second visit": [warm, "ms"],
+        });
+      },
+    ],
+    [
       "page upstream",
       async () => {
         const { cold, warm, bytes } = await upstream(browser);
         record(results, "upstream", {
           "page, click starts all": [cold, "ms"],
+          "Jupyter, click starts all": [cold, "ms"],
+          "Jupyter, second visit": [warm, "ms"],
           // Upstream cannot start a desktop before the click, and does not compress.
           "page, server up": [cold, "ms"],
           "page, second visit": [warm, "ms"],

@@ -170,6 +170,15 @@ export const overflow = (page: Page, part: string) =>
     `(part => part.scrollWidth - part.clientWidth)(document.querySelector("${part}"))`,
   );
 
+/** The colour behind the middle of the panel, 0 to 255 of grey: XFCE's default theme has a light one. */
+export const panelShade = (page: Page) =>
+  page.evaluate<number>(`(() => {
+    const canvas = document.querySelector("#screen canvas");
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+    copy.drawImage(canvas, 0, 0);
+    return copy.getImageData(canvas.width >> 1, 12, 1, 1).data[0];
+  })()`);
+
 /** How many listeners are bound to window and document. */
 export const listeners = (page: Page) => page.evaluate<number>("watched.listeners()");
 

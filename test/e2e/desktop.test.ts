@@ -19,6 +19,7 @@ import {
   logOut,
   openTerminal,
   overflow,
+  panelShade,
   type PageOptions,
   processesOf,
   README_PICTURE,
@@ -106,6 +107,8 @@ test("the printed address shows the desktop, fills the window with it, and keeps
     await fillsWindow(page);
     await settles(page);
     await screenshot(page, "desktop.png");
+    // A panel that comes before XFCE's settings daemon is dark, and stays so.
+    expect(await panelShade(page)).toBeGreaterThan(200);
   }));
 
 test("what is typed arrives in a terminal, each character of the keyboard", () =>

@@ -6,9 +6,10 @@ set -eu
 servers="x11vnc xvfb tightvncserver xfonts-base qemu-system-x86 seabios wayvnc sway foot wl-clipboard autocutsel"
 desktops="lxqt-core lxqt-notificationd openbox qterminal mate-desktop-environment-core mate-terminal icewm icewm-common"
 lockers="light-locker mate-screensaver xscreensaver xfce4-screensaver"
+cluster="slurm-wlm munge curl"
 
 missing=
-for package in $servers $desktops $lockers; do
+for package in $servers $desktops $lockers $cluster; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' && continue
   # xfce4-screensaver is not in every release: what the archive does not have is not asked for.
   apt-cache show "$package" 2>/dev/null | grep -q "^Package:" && missing="$missing $package"
