@@ -14,17 +14,22 @@ export async function lightDesk(...args: string[]) {
   const xstartup = path.join(dir.path, "xstartup");
   fs.writeFileSync(xstartup, `#!/bin/sh\n${PATTERN}\n`, { mode: 0o755 });
   const server = await startServer(["--xstartup", xstartup, ...args]);
-  const env = await until("the environment of the desktop", () => sessionEnv(server.dir));
+  const first = await until("the environment of the desktop", () => sessionEnv(server.dir));
+  // Started again, it may be on another display.
+  const env = () => sessionEnv(server.dir) ?? first;
   const spawn = (command: string[], stdin = "") =>
-    Bun.spawn(command, { env, cwd: server.dir, stdio: [Buffer.from(stdin), "pipe", "inherit"] });
+    Bun.spawn(command, {
+      env: env(),
+      cwd: server.dir,
+      stdio: [Buffer.from(stdin), "pipe", "inherit"],
+    });
   return {
     ...server,
-    env,
     /** Runs a program on it to its end, and returns what it printed. */
     run: (command: string[], stdin = "") => spawn(command, stdin).stdout.text(),
     /** Starts a program on it that stays. */
     start: (command: string[]) =>
-      Bun.spawn(command, { env, cwd: server.dir, stdio: ["ignore", "ignore", "ignore"] }),
+      Bun.spawn(command, { env: env(), cwd: server.dir, stdio: ["ignore", "ignore", "ignore"] }),
     async size() {
       const said = await spawn(["xrandr", "--current"]).stdout.text();
       return /current (\d+) x (\d+)/.exec(said)?.slice(1).map(Number);
@@ -40,7 +45,7 @@ export async function lightDesk(...args: string[]) {
     /** Copies on it. xclip stays in the background to hand the text out: it must not hold our pipe. */
     async copy(text: string) {
       const stdio = [Buffer.from(text), "ignore", "ignore"] as const;
-      await Bun.spawn(["xclip", "-selection", "clipboard", "-i"], { env, stdio: [...stdio] })
+      await Bun.spawn(["xclip", "-selection", "clipboard", "-i"], { env: env(), stdio: [...stdio] })
         .exited;
     },
     async [Symbol.asyncDispose]() {
