@@ -8,6 +8,7 @@ import {
   resizeMessage,
   scaleFor,
   wantedSize,
+  withoutQuality,
 } from "../viewer/choices.ts";
 
 /** Seconds of a line that answers in `roundTrip` ms and carries so many KB a second; the levels after each. */
@@ -130,6 +131,19 @@ describe("The size that is asked for", () => {
     expect(scaleFor("window", ratio)).toBe(factor);
     expect(scaleFor("scale", ratio)).toBe(1);
   });
+});
+
+test("what is lossless is asked for without a JPEG quality, and else as before", () => {
+  const message = (...encodings: number[]) => {
+    const bytes = Buffer.alloc(4 + 4 * encodings.length);
+    bytes.writeUInt8(2);
+    bytes.writeUInt16BE(encodings.length, 2);
+    for (const [at, encoding] of encodings.entries()) bytes.writeInt32BE(encoding, 4 + 4 * at);
+    return new Uint8Array(bytes);
+  };
+  expect(withoutQuality(message(1, 7, -23, -32, -247, -33, -22))).toEqual(
+    message(1, 7, -247, -33, -22),
+  );
 });
 
 test("the keys that paste are those of all systems, and no others", () => {

@@ -1,6 +1,6 @@
 // Which quality a line carries, decided by numbers alone.
 
-/** noVNC's quality (JPEG) and compression (zlib), each 0 to 9; 9 and 0 have nothing lost. */
+/** noVNC's quality (JPEG) and compression (zlib), each 0 to 9. Lossless ones are asked for without the first. */
 export const levels = {
   low: { quality: 3, compression: 6 },
   medium: { quality: 6, compression: 2 },

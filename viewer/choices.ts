@@ -46,6 +46,31 @@ export function scaleFor(fit: Fit, ratio: number): number {
 export const sizeMessageType = 251;
 export const sizeMessageBytes = 24;
 
+export const encodingsMessageType = 2;
+
+// The pseudo-encodings of JPEG quality levels 0 to 9 (rfbproto).
+const lowestQuality = -32;
+const highestQuality = -23;
+
+/** The same SetEncodings (RFC 6143, 7.5.2) without a JPEG quality: what is asked for none, nothing is lost of. */
+export function withoutQuality(message: Uint8Array): Uint8Array<ArrayBuffer> {
+  const view = new DataView(message.buffer, message.byteOffset, message.byteLength);
+  const kept: number[] = [];
+  for (let at = 4; at + 4 <= message.length; at += 4) {
+    const encoding = view.getInt32(at);
+    if (encoding < lowestQuality || encoding > highestQuality) {
+      kept.push(encoding);
+    }
+  }
+  const copy = new DataView(new ArrayBuffer(4 + 4 * kept.length));
+  copy.setUint8(0, encodingsMessageType);
+  copy.setUint16(2, kept.length);
+  for (const [index, encoding] of kept.entries()) {
+    copy.setInt32(4 + 4 * index, encoding);
+  }
+  return new Uint8Array(copy.buffer);
+}
+
 /** The same message, for another size. */
 export function resizeMessage(
   message: Uint8Array,

@@ -31,7 +31,7 @@ export interface DisplayPorts {
 const askPauseMs = 100;
 
 // A server that resizes at all does it in this time; longer, the desktop would be kept from view.
-const firstSizeMs = 700;
+const firstSizeMs = 500;
 
 // Programs draw all of theirs anew for another scale: a window should have come to rest before.
 const scalePauseMs = 500;

@@ -2,6 +2,7 @@
 
 import type RFB from "@novnc/novnc";
 import { AutoQuality, busyBytesPerSecond, type Level, levels } from "./auto.ts";
+import { encodingsMessageType, withoutQuality } from "./choices.ts";
 import { type Meter, measureRoundTrip, type Reading, ratesBetween } from "./meter.ts";
 import { loadSetting, saveSetting } from "./settings.ts";
 
@@ -41,6 +42,15 @@ export class Quality {
   get level(): Level {
     const { value } = this.#select;
     return isLevel(value) ? value : this.#auto.level;
+  }
+
+  /** Takes noVNC's quality off this socket where none is wanted; noVNC has to get it after this. */
+  guard(socket: WebSocket): void {
+    const send = socket.send.bind(socket);
+    socket.send = (data) => {
+      const isEncodings = data instanceof Uint8Array && data[0] === encodingsMessageType;
+      send(isEncodings && this.level === "lossless" ? withoutQuality(data) : data);
+    };
   }
 
   use(rfb: RFB): void {

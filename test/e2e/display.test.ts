@@ -207,6 +207,16 @@ test("the first picture that is shown has the window's size already", async () =
 test("the quality falls on a narrow line, and rises when the line is free again", async () => {
   using line = new Narrow(desk.url);
   await withPage(browser, { viewport: { width: 800, height: 600 } }, async (page) => {
+    // The JPEG quality that noVNC asked for last, -32 to -23 for 0 to 9.
+    let asked: number | undefined;
+    page.on("websocket", (socket) =>
+      socket.on("framesent", ({ payload }) => {
+        if (typeof payload === "string" || payload[0] !== 2) return;
+        const count = payload.readUInt16BE(2);
+        const all = Array.from({ length: count }, (_, at) => payload.readInt32BE(4 + 4 * at));
+        asked = all.find((encoding) => encoding >= -32 && encoding <= -23);
+      }),
+    );
     await page.goto(line.url.href);
     await inState(page, "connected");
     // A screen full of letters that change ten times a second.
@@ -216,13 +226,16 @@ test("the quality falls on a narrow line, and rises when the line is free again"
     const becomes = (level: string) =>
       until(level, async () => (await quality.getAttribute("data-level")) === level, 30_000);
     await becomes("high");
+    expect(asked).toBe(-24);
     line.narrow({ bytesPerSecond: 60_000, delayMs: 20 });
     await becomes("low");
+    expect(asked).toBe(-29);
     line.free();
     await becomes("high");
     await page.getByRole("button", { name: "Display" }).click();
     await page.getByLabel("Picture quality").selectOption("lossless");
     await becomes("lossless");
+    expect(asked).toBeUndefined();
     line.narrow({ bytesPerSecond: 60_000, delayMs: 20 });
     await page.reload();
     await inState(page, "connected");
