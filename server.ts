@@ -578,12 +578,16 @@ function readFlag(token: FlagToken, given: Map<string, RawOption>): string[] {
   return [];
 }
 
+/** Kubernetes sets this in all pods beside a Service of the name jupyter-desktop. */
+const isServiceLink = (key: string, value: string) =>
+  key === envName("port") && value.startsWith("tcp://");
+
 function readEnv(env: NodeJS.ProcessEnv, given: Map<string, RawOption>) {
   for (const [name, spec] of specs) {
     if (given.has(name) || name === "help" || name === "version") continue;
     for (const key of [envName(name), spec.envAlias]) {
       const value = key && env[key];
-      if (!value || given.has(name)) continue;
+      if (!value || given.has(name) || isServiceLink(key, value)) continue;
       given.set(name, {
         value: spec.multiple ? value.split(/\s+/).filter(Boolean) : value,
         from: key,
@@ -4026,7 +4030,8 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     log("warn", "no authentication: whoever reaches this address has the desktop", {
       address: url.host,
     });
-  if (token !== undefined) url.searchParams.set("token", token);
+  // A token that was given is known already, and this line may go into a log.
+  if (token !== undefined && config.token === undefined) url.searchParams.set("token", token);
   announce(config, url, env);
   await stopped;
   bridge.closeAll(CLOSE.goingDown, "the server goes down");

@@ -721,6 +721,12 @@ describe("loadConfig weighs options against each other and", () => {
     expect(problemsOf(argv, env)).toEqual([]);
   });
 
+  test("takes the variable that Kubernetes sets for a Service of its name for no port", () => {
+    const env = { JUPYTER_DESKTOP_PORT: "tcp://10.0.0.7:6080" };
+    expect(loadConfig([], env).port).toBe(6080);
+    expect(problemsOf(["--port", "tcp://10.0.0.7:6080"])).toHaveLength(1);
+  });
+
   test("lets --unix-socket win over the variables of TCP", () => {
     const env = { JUPYTER_DESKTOP_PORT: "80", JUPYTER_DESKTOP_HOST: "0.0.0.0" };
     expect(loadConfig(["--unix-socket", "/s"], env).unixSocket).toBe("/s");
