@@ -302,8 +302,8 @@ describe("jupyter-desktop guards", () => {
       return performance.now() - asked;
     };
     const times = [await guess(), await guess(), await guess(), await guess()];
-    for (const [i, ms] of times.slice(1).entries())
-      expect(ms / (times[i] ?? 0)).toBeGreaterThan(1.4);
+    // A timer is late on a busy machine, but never early.
+    for (const [i, ms] of times.entries()) expect(ms).toBeGreaterThan(99 * 2 ** i);
     let answered = false;
     const waiting = guess().then(() => {
       answered = true;
