@@ -127,7 +127,7 @@ type Fake = ReturnType<typeof fakeHub>;
 /** The app under this Hub, with a desktop that starts nothing, as a browser with cookies comes to it. */
 function desk(fake: Fake, more: Record<string, string> = {}, change: Partial<AppOptions> = {}) {
   const lines: string[] = [];
-  const log = createLog("debug", [API_TOKEN], (line) => lines.push(line));
+  const log = createLog({ level: "debug" }, [API_TOKEN], (line) => lines.push(line));
   const launch = mock(attach({ kind: "unix", path: "/nonexistent/vnc.sock" }));
   const supervisor = new Supervisor(launch, new LogTail(log), log);
   const server = { upgrade: mock(() => true), timeout: mock(() => {}) };
