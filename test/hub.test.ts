@@ -11,6 +11,7 @@ import {
   Bridge,
   createApp,
   createLog,
+  desktopEnv,
   grantsScope,
   Hub,
   LogTail,
@@ -819,6 +820,13 @@ describe("activity", () => {
   });
 });
 
+/** What a Hub that is not there has set. */
+const ENV_OF_A_SERVER = ((): Record<string, string> => {
+  const fake = fakeHub();
+  void fake.server.stop(true);
+  return { ...fake.env, JUPYTERHUB_SERVICE_URL: "http://127.0.0.1:54321/user/alice/" };
+})();
+
 // --- as a process ---
 
 const certs = tempDir();
@@ -911,6 +919,16 @@ describe("the server as JupyterHub starts it", () => {
     ws.close();
   });
 
+  test("gives the desktop's programs the Hub's variables only when it is asked to", () => {
+    const env = { ...ENV_OF_A_SERVER, JPY_API_TOKEN: API_TOKEN, LANG: "C.UTF-8" };
+    const hubs = (passed?: boolean) =>
+      Object.entries(desktopEnv(env, certs.path, passed)).flatMap(([name, value]) =>
+        name.startsWith("JUPYTERHUB_") || value.includes(API_TOKEN) ? [name] : [],
+      );
+    expect(hubs()).toEqual([]);
+    expect(hubs(true).toSorted()).toEqual(Object.keys(ENV_OF_A_SERVER).toSorted());
+  });
+
   test("is a usage error by hand, which names all that is missing", async () => {
     await using server = spawnServer(["--auth", "hub", "--port", "0"], {
       JUPYTERHUB_USER: "alice",
@@ -1000,7 +1018,7 @@ describe("--tls-cert and --tls-key", () => {
 });
 
 describe("loadConfig under a Hub", () => {
-  const ENV = fakeHubEnv();
+  const ENV = ENV_OF_A_SERVER;
   const HUB = ["--auth", "hub"];
 
   test("is not what inherited variables alone make", () => {
@@ -1093,9 +1111,3 @@ describe("loadConfig under a Hub", () => {
     );
   });
 });
-
-function fakeHubEnv(): Record<string, string> {
-  const fake = fakeHub();
-  void fake.server.stop(true);
-  return { ...fake.env, JUPYTERHUB_SERVICE_URL: "http://127.0.0.1:54321/user/alice/" };
-}
