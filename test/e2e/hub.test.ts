@@ -120,6 +120,17 @@ describe("under JupyterHub", () => {
     });
   }, 60_000);
 
+  test("a page whose desktop was started anew connects by itself, without being loaded again", async () => {
+    await visit(hub, "alice", async (page) => {
+      await inState(page, "connected");
+      await page.evaluate("window.loaded = 'once'");
+      const restart = `fetch("desktop/api/restart?t=" + document.body.dataset.ticket, { method: "POST" })`;
+      expect(await page.evaluate<number>(`${restart}.then(({ status }) => status)`)).toBe(200);
+      await seesDesktop(page);
+      expect(await page.evaluate<string>("window.loaded")).toBe("once");
+    });
+  }, 60_000);
+
   test("another user gets 403 on HTTP and on the WebSocket", async () => {
     await visitOf(hub, ["alice", "bob"], async (page) => {
       await page.getByRole("heading", { name: "403" }).waitFor();
