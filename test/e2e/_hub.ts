@@ -96,7 +96,13 @@ ${config}
       processesWith(tmp.path)
         .map(Number)
         .filter((pid) => pid !== process.pid);
-    for (const pid of left()) process.kill(pid);
+    for (const pid of left()) {
+      try {
+        process.kill(pid);
+      } catch {
+        // it has ended meanwhile
+      }
+    }
     await until("the end of all that the hub started", () => left().length === 0);
     tmp[Symbol.dispose]();
   };
