@@ -57,6 +57,11 @@ const ENV_NAMES: Record<OptionName, string> = {
   token: "JUPYTER_DESKTOP_TOKEN",
   tokenFile: "JUPYTER_DESKTOP_TOKEN_FILE",
   auth: "JUPYTER_DESKTOP_AUTH",
+  frameAncestors: "JUPYTER_DESKTOP_FRAME_ANCESTORS",
+  tlsCert: "JUPYTER_DESKTOP_TLS_CERT",
+  tlsKey: "JUPYTER_DESKTOP_TLS_KEY",
+  activity: "JUPYTER_DESKTOP_ACTIVITY",
+  passHubToken: "JUPYTER_DESKTOP_PASS_HUB_TOKEN",
   allowNoAuth: "JUPYTER_DESKTOP_ALLOW_NO_AUTH",
   allowOrigin: "JUPYTER_DESKTOP_ALLOW_ORIGIN",
   sysPrefix: "JUPYTER_DESKTOP_SYS_PREFIX",
@@ -94,7 +99,10 @@ interface Precedence {
 }
 
 // The type asks for a row for each option, so that none is added without one.
-const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Precedence> = {
+const PRECEDENCE: Record<
+  Exclude<OptionName, "token" | "tlsCert" | "tlsKey" | "help" | "version">,
+  Precedence
+> = {
   host: {
     flag: ["--host", "0.0.0.0"],
     env: "::1",
@@ -249,6 +257,27 @@ const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Prec
     byDefault: "text",
   },
   metrics: { flag: ["--metrics"], env: "0", fromFlag: true, fromEnv: false, byDefault: false },
+  frameAncestors: {
+    flag: ["--frame-ancestors", "self"],
+    env: "none",
+    fromFlag: "self",
+    fromEnv: "none",
+    byDefault: "self",
+  },
+  activity: {
+    flag: ["--activity=off"],
+    env: "connected",
+    fromFlag: "off",
+    fromEnv: "connected",
+    byDefault: "input",
+  },
+  passHubToken: {
+    flag: ["--no-pass-hub-token"],
+    env: "true",
+    fromFlag: false,
+    fromEnv: true,
+    byDefault: false,
+  },
   logLevel: {
     flag: ["--log-level", "error"],
     env: "debug",
@@ -449,8 +478,8 @@ const REFUSED: readonly [OptionName, string, string][] = [
   ["name", "../x", "must be at most 40 letters"],
   ["name", "a b", "must be at most 40 letters"],
   ["name", "x".repeat(41), "must be at most 40 letters"],
-  ["auth", "nobody", "must be auto, token or none"],
-  ["auth", "NONE", "must be auto, token or none"],
+  ["auth", "nobody", "must be auto, token, hub or none"],
+  ["auth", "NONE", "must be auto, token, hub or none"],
   ["allowNoAuth", "yes", "must be true or false"],
   ["allowOrigin", "lab.example.org", "must be an origin"],
   ["allowOrigin", "https://lab.example.org/", "must be an origin"],

@@ -4,7 +4,7 @@ import { Card, isFocusFree } from "./card.ts";
 import { Clipboard } from "./clipboard.ts";
 import { byId } from "./dom.ts";
 import type { Notice } from "./notice.ts";
-import { type Status, websocketUrl } from "./rules.ts";
+import { type Status, websocketUrl, withTicket } from "./rules.ts";
 import { Screen } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
 import { askStatus, postOrder, StatusFeed } from "./status.ts";
@@ -14,11 +14,11 @@ const reloadedKey = "jupyter-desktop:reloaded-for";
 
 /** Starts the page. */
 function start(): void {
-  const { base = "./", version = "" } = document.body.dataset;
+  const { base = "./", version = "", ticket = "" } = document.body.dataset;
   const text = createText(navigator.languages);
   fillLabels(text);
   const title = createTitle();
-  const statusUrl = `${base}desktop/api/status`;
+  const statusUrl = withTicket(`${base}desktop/api/status`, ticket);
   // By this word the page asks how its connection ended: a proxy may pass no close code on.
   const page = crypto.getRandomValues(new Uint32Array(4)).join("-");
 
@@ -43,9 +43,12 @@ function start(): void {
   const session: Session = new Session({
     text,
     connect: (events) =>
-      screen.connect(`${websocketUrl(location.href, base)}?page=${page}`, events),
-    ask: () => askStatus(`${statusUrl}?page=${page}`),
-    order: (what) => postOrder(`${base}desktop/api/${what}`),
+      screen.connect(
+        withTicket(`${websocketUrl(location.href, base)}?page=${page}`, ticket),
+        events,
+      ),
+    ask: () => askStatus(withTicket(`${base}desktop/api/status?page=${page}`, ticket)),
+    order: (what) => postOrder(withTicket(`${base}desktop/api/${what}`, ticket)),
     feed,
     show: (state, notice) => {
       card.show(state, notice);
