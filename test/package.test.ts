@@ -3,60 +3,26 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import * as fs from "node:fs";
 import * as path from "node:path";
 import packageJson from "../package.json" with { type: "json" };
-import { SERVER, tempDir, TOKEN, until } from "./_helpers.ts";
+import { SERVER, tempDir } from "./_helpers.ts";
+import {
+  network,
+  only,
+  pack,
+  PROJECT,
+  REGISTRY,
+  run,
+  seeDesktop,
+  withBun,
+  withNode,
+} from "./_package.ts";
 
 setDefaultTimeout(60_000);
-const PROJECT = path.join(import.meta.dir, "..");
 const LAUNCHER = path.join(PROJECT, "jupyter-desktop");
-const REGISTRY = process.env.npm_config_registry ?? "https://registry.npmjs.org/";
 const FETCHED = /^fetched=(\S+)/m.exec(fs.readFileSync(LAUNCHER, "utf8"))?.[1] ?? "";
-/** A machine may reach the registry through a proxy with a CA of its own. */
-const network = Object.fromEntries(
-  ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "HTTPS_PROXY", "https_proxy"].flatMap((name) =>
-    process.env[name] === undefined ? [] : [[name, process.env[name]]],
-  ),
-);
-/** What every system has, and the launcher may use. */
-const TOOLS = "sh env readlink dirname uname grep mktemp mkdir mv rm".split(" ");
 
 const dir = tempDir();
 let tarball = "";
 let packed = { files: [""], bytes: 0 };
-
-async function run(command: string[], options: { cwd?: string; env: Record<string, string> }) {
-  const child = Bun.spawn(command, { stdio: ["ignore", "pipe", "pipe"], ...options });
-  const [stdout, stderr, code] = await Promise.all([
-    child.stdout.text(),
-    child.stderr.text(),
-    child.exited,
-  ]);
-  return { code, stdout, stderr };
-}
-
-/** A directory for PATH with these programs alone. */
-function only(name: string, ...programs: string[]): string {
-  const bin = path.join(dir.path, name);
-  fs.mkdirSync(bin, { recursive: true });
-  for (const program of [...TOOLS, ...programs]) {
-    const found = Bun.which(program);
-    if (!found)
-      throw new Error(`${program} is missing: test/setup.sh installs what the tests need`);
-    const place = path.join(bin, program);
-    if (!fs.existsSync(place)) fs.symlinkSync(fs.realpathSync(found), place);
-  }
-  return bin;
-}
-
-const withNode = () => only("node-only", "node", "npm", "npx");
-
-/** Bun, as its own installer puts it: one file, and bunx a link to it. */
-function withBun(): string {
-  const bin = only("bun-only");
-  for (const name of ["bun", "bunx"])
-    if (!fs.existsSync(path.join(bin, name)))
-      fs.symlinkSync(process.execPath, path.join(bin, name));
-  return bin;
-}
 
 /** A registry with this package in it; for others it sends its clients to the real one. */
 function registry() {
@@ -77,53 +43,8 @@ function registry() {
   return { url: server.url.href, [Symbol.asyncDispose]: () => server.stop(true) };
 }
 
-/** Starts a desktop with this command line, in an empty directory and with empty caches, and looks at it. */
-async function seeDesktop(command: string[], env: Record<string, string>) {
-  const cwd = fs.mkdtempSync(path.join(dir.path, "empty-"));
-  const [program = "", ...args] = command;
-  const child = Bun.spawn([path.join(env.PATH ?? "", program), ...args, "--port", "0"], {
-    cwd,
-    env: { TMPDIR: cwd, JUPYTER_DESKTOP_TOKEN: TOKEN, ...env },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const said = { stdout: "", stderr: "" };
-  const follow = async (name: "stdout" | "stderr") => {
-    for await (const chunk of child[name]) said[name] += Buffer.from(chunk).toString();
-  };
-  const ended = Promise.all([child.exited, follow("stdout"), follow("stderr")]);
-  try {
-    const line = await until(
-      "the line with the address",
-      () => {
-        if (child.exitCode !== null) throw new Error(said.stderr);
-        return /^Desktop: (.*)\n/m.exec(said.stdout)?.[1];
-      },
-      50_000,
-    );
-    const ask = (to: string) =>
-      fetch(new URL(to, line), { headers: { authorization: `Bearer ${TOKEN}` } });
-    expect(await (await ask("healthz")).text()).toBe("ok\n");
-    const page = await (await ask("desktop/")).text();
-    expect(page).toContain("<title>Desktop");
-    const script = /src="(?:\.\.\/)?desktop\/(static\/dist\/viewer\.js[^"]*)"/.exec(page)?.[1];
-    expect((await ask(`desktop/${script}`)).status).toBe(200);
-    await until("a desktop that is ready", async () => {
-      const status = (await (await ask("desktop/api/status")).json()) as { state: string };
-      return status.state === "ready";
-    });
-  } finally {
-    child.kill("SIGTERM"); // to npx or bunx, as a supervisor does: they hand it on, or are the server by now
-    await ended;
-  }
-  return said.stderr;
-}
-
 beforeAll(async () => {
-  const env = { ...process.env, HOME: dir.path } as Record<string, string>;
-  const pack = [process.execPath, "pm", "pack", "--destination", dir.path, "--quiet"];
-  const { code, stderr } = await run(pack, { cwd: PROJECT, env });
-  if (code !== 0) throw new Error(stderr);
-  tarball = path.join(dir.path, `jupyter-desktop-${packageJson.version}.tgz`);
+  tarball = await pack(dir.path);
   const files = [...(await new Bun.Archive(await Bun.file(tarball).bytes()).files()).keys()];
   packed = {
     files: files.map((name) => name.replace("package/", "")),
@@ -174,25 +95,26 @@ describe("The package", () => {
   test("gives a desktop by bunx where there is Bun alone, and fetches no other Bun", async () => {
     await using from = registry();
     const home = fs.mkdtempSync(path.join(dir.path, "home-"));
-    const env = { HOME: home, PATH: withBun(), NPM_CONFIG_REGISTRY: from.url };
-    const said = await seeDesktop(["bunx", "jupyter-desktop"], env);
-    expect(said).not.toContain("fetches");
+    const env = { HOME: home, PATH: withBun(dir.path), NPM_CONFIG_REGISTRY: from.url };
+    const { said } = await seeDesktop(["bunx", "jupyter-desktop"], env);
+    expect(said.stderr).not.toContain("fetches");
     expect(fs.existsSync(path.join(home, ".cache/jupyter-desktop"))).toBeFalse();
   });
 
   test("gives a desktop by npx where there is Node alone, and again without a network", async () => {
     const home = fs.mkdtempSync(path.join(dir.path, "home-"));
-    const env = { ...network, HOME: home, PATH: withNode() };
+    const env = { ...network, HOME: home, PATH: withNode(dir.path) };
     const command = ["npx", "--yes", "jupyter-desktop"];
     await using from = registry();
     const first = await seeDesktop(command, { ...env, npm_config_registry: from.url });
-    expect(first).toContain(
+    expect(first.said.stderr).toContain(
       `npm fetches ${FETCHED}, this once, into ${home}/.cache/jupyter-desktop`,
     );
     expect(fs.readdirSync(path.join(home, ".cache/jupyter-desktop"))).toEqual([`bun-${FETCHED}`]);
     await from[Symbol.asyncDispose]();
     const nowhere = { npm_config_registry: from.url, npm_config_offline: "true" };
-    expect(await seeDesktop(command, { ...env, ...nowhere })).not.toContain("fetches");
+    const again = await seeDesktop(command, { ...env, ...nowhere });
+    expect(again.said.stderr).not.toContain("fetches");
   });
 });
 
@@ -208,7 +130,7 @@ describe("The launcher", () => {
     return path.join(place, "jupyter-desktop");
   }
   const bunOfVersion = (version: string) => {
-    const bin = only(`bun-${version}`);
+    const bin = only(dir.path, `bun-${version}`);
     fs.writeFileSync(path.join(bin, "bun"), `#!/bin/sh\necho ${version}\n`, { mode: 0o755 });
     return bin;
   };
@@ -219,7 +141,7 @@ describe("The launcher", () => {
     fs.symlinkSync(launcher, `${link} more`);
     fs.symlinkSync("one link more", link);
     const args = ["--title", "a  b", "$HOME", "", "*"];
-    const env = { PATH: `${withBun()}:/usr/bin:/bin`, HOME: dir.path };
+    const env = { PATH: `${withBun(dir.path)}:/usr/bin:/bin`, HOME: dir.path };
     for (const file of [launcher, link]) {
       const { stdout, stderr } = await run([file, ...args], { env });
       expect([JSON.parse(stdout)[0], stderr]).toEqual([args, ""]);
@@ -227,7 +149,7 @@ describe("The launcher", () => {
   });
 
   test("is the server itself in the end, so that a signal reaches it", async () => {
-    const env = { PATH: withBun(), HOME: dir.path };
+    const env = { PATH: withBun(dir.path), HOME: dir.path };
     const launcher = installed();
     fs.writeFileSync(
       path.join(path.dirname(launcher), "dist/server.js"),
@@ -241,7 +163,7 @@ describe("The launcher", () => {
     const link = path.join(dir.path, "jupyterhub-singleuser");
     fs.symlinkSync(installed(), link);
     const { stdout } = await run([link, "--port", "1"], {
-      env: { PATH: withBun(), HOME: dir.path },
+      env: { PATH: withBun(dir.path), HOME: dir.path },
     });
     expect(JSON.parse(stdout)[0]).toEqual(["--auth", "hub", "--port", "1"]);
   });
@@ -253,7 +175,7 @@ describe("The launcher", () => {
     fs.writeFileSync(path.join(cwd, "stop.ts"), "process.exit(9);\n");
     const { code, stdout } = await run([installed()], {
       cwd,
-      env: { PATH: withBun(), HOME: dir.path },
+      env: { PATH: withBun(dir.path), HOME: dir.path },
     });
     expect([code, JSON.parse(stdout)[1]]).toEqual([0, ""]);
   });
@@ -263,10 +185,10 @@ describe("The launcher", () => {
     fs.mkdirSync(path.join(home, ".bun/bin"), { recursive: true });
     fs.symlinkSync(process.execPath, path.join(home, ".bun/bin/bun"));
     const launcher = installed();
-    const byHome = await run([launcher], { env: { PATH: only("tools"), HOME: home } });
+    const byHome = await run([launcher], { env: { PATH: only(dir.path, "tools"), HOME: home } });
     expect([byHome.code, byHome.stderr]).toEqual([0, ""]);
     fs.symlinkSync(process.execPath, path.join(path.dirname(launcher), "bun"));
-    const beside = await run([launcher], { env: { PATH: only("tools") } });
+    const beside = await run([launcher], { env: { PATH: only(dir.path, "tools") } });
     expect([beside.code, beside.stderr]).toEqual([0, ""]);
   });
 
@@ -300,7 +222,9 @@ describe("The launcher", () => {
     ["is not set", {}],
     ["cannot be written", { HOME: "/dev/null" }],
   ])("says what to type where HOME %s and it would have to fetch Bun", async (_, home) => {
-    const { code, stderr } = await run([installed()], { env: { PATH: withNode(), ...home } });
+    const { code, stderr } = await run([installed()], {
+      env: { PATH: withNode(dir.path), ...home },
+    });
     expect(code).toBe(1);
     expect(stderr).toMatch(/cannot write to .*\n?.*Type: XDG_CACHE_HOME=/);
   });
@@ -310,7 +234,7 @@ describe("The launcher", () => {
     const cache = path.join(dir.path, "npm-cache"); // npm's own, so that this is quick
     const env = {
       ...network,
-      PATH: withNode(),
+      PATH: withNode(dir.path),
       HOME: home,
       npm_config_cache: cache,
       npm_config_registry: REGISTRY,
