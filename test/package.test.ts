@@ -89,6 +89,10 @@ describe("The package", () => {
     expect(/^needed=(\S+)/m.exec(read("jupyter-desktop"))?.[1]).toBe(needed);
     expect(/^const MIN_BUN = "(.*)";/m.exec(read(path.basename(SERVER)))?.[1]).toBe(needed);
     expect(/oven\/bun:([\d.]+)-slim/.exec(read("Dockerfile"))?.[1]).toBe(FETCHED);
+    for (const name of ["test", "release"]) {
+      const named = read(`.github/workflows/${name}.yml`).matchAll(/bun-version: (\S+)/g);
+      expect([...new Set([...named].map(([, version]) => version))]).toEqual([FETCHED]);
+    }
     expect(Bun.semver.satisfies(FETCHED, packageJson.engines.bun)).toBeTrue();
   });
 

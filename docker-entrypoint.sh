@@ -1,0 +1,13 @@
+#!/bin/sh
+# What the image starts: options and commands of jupyter-desktop, or one of the programs named here.
+set -eu
+case ${1:-} in
+jupyterhub-singleuser | jupyter-desktop | sh | bash | /*) exec "$@" ;;
+esac
+# A Hub's spawner that names no command: in a container of its own these variables come from the spawner alone.
+case ${1:-} in
+"" | -*)
+  [ -z "${JUPYTERHUB_API_TOKEN:-}" ] || [ -z "${JUPYTERHUB_SERVICE_PREFIX:-}" ] || exec jupyterhub-singleuser "$@"
+  ;;
+esac
+exec jupyter-desktop "$@"
