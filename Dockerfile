@@ -22,7 +22,7 @@ RUN apt-get update \
     && ln -s /opt/jupyter-desktop/jupyter-desktop /usr/local/bin/jupyterhub-singleuser
 COPY LICENSE jupyter-desktop docker-entrypoint.sh /opt/jupyter-desktop/
 COPY --from=build /build/dist /opt/jupyter-desktop/dist
-ENV HOME=/home/desktop JUPYTER_DESKTOP_HOST=0.0.0.0
+ENV HOME=/home/desktop
 USER 1000
 WORKDIR /home/desktop
 EXPOSE 6080

@@ -1,6 +1,9 @@
 #!/bin/sh
 # What the image starts: options and commands of jupyter-desktop, or one of the programs named here.
 set -eu
+# A container has a network of its own; but Apptainer's and Singularity's is the host's.
+[ -n "${APPTAINER_CONTAINER:-}${SINGULARITY_CONTAINER:-}" ] ||
+  export JUPYTER_DESKTOP_HOST="${JUPYTER_DESKTOP_HOST:-0.0.0.0}"
 case ${1:-} in
 jupyterhub-singleuser | jupyter-desktop | sh | bash | /*) exec "$@" ;;
 esac

@@ -250,3 +250,54 @@ describe("The launcher", () => {
     expect(fs.readdirSync(path.join(home, ".cache/jupyter-desktop"))).toEqual([`bun-${FETCHED}`]);
   });
 });
+
+describe("The image's entry point", () => {
+  const hub = { JUPYTERHUB_API_TOKEN: "t", JUPYTERHUB_SERVICE_PREFIX: "/user/a/" };
+  const all = "0.0.0.0";
+  test.each([
+    ["the server, for the container's network", {}, [], ["jupyter-desktop", all]],
+    ["the server with options", {}, ["--port", "1"], ["jupyter-desktop", all, "--port", "1"]],
+    ["a command of it, also one that a system has", {}, ["env"], ["jupyter-desktop", all, "env"]],
+    [
+      "the address that is asked for",
+      { JUPYTER_DESKTOP_HOST: "::1" },
+      [],
+      ["jupyter-desktop", "::1"],
+    ],
+    [
+      "the default address in Apptainer",
+      { APPTAINER_CONTAINER: "/x.sif" },
+      [],
+      ["jupyter-desktop", ""],
+    ],
+    [
+      "the default address in Singularity",
+      { SINGULARITY_CONTAINER: "/x" },
+      [],
+      ["jupyter-desktop", ""],
+    ],
+    [
+      "a Hub's server, for the name",
+      {},
+      ["jupyterhub-singleuser", "a b"],
+      ["jupyterhub-singleuser", all, "a b"],
+    ],
+    [
+      "a Hub's server, for the variables",
+      hub,
+      ["--debug"],
+      ["jupyterhub-singleuser", all, "--debug"],
+    ],
+    ["a command under a Hub", hub, ["status"], ["jupyter-desktop", all, "status"]],
+    ["a shell", {}, ["sh", "-c", "echo hello"], ["hello"]],
+  ])("starts %s", async (_, env, args, expected) => {
+    const bin = only(dir.path, "image");
+    for (const name of ["jupyter-desktop", "jupyterhub-singleuser"]) {
+      const script = `#!/bin/sh\nprintf '%s\\n' ${name} "$JUPYTER_DESKTOP_HOST" "$@"\n`;
+      fs.writeFileSync(path.join(bin, name), script, { mode: 0o755 });
+    }
+    const command = [path.join(PROJECT, "docker-entrypoint.sh"), ...args];
+    const { code, stdout, stderr } = await run(command, { env: { PATH: bin, ...env } });
+    expect([code, stdout, stderr]).toEqual([0, `${expected.join("\n")}\n`, ""]);
+  });
+});
