@@ -13,11 +13,13 @@ FROM debian:bookworm-slim AS slim
 # Bun is most of the size and changes least: its layer stays when the server is new.
 COPY --from=build /usr/local/bin/bun /usr/local/bin/bun
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates tigervnc-standalone-server tini \
+    && apt-get install -y --no-install-recommends ca-certificates libnss-extrausers tigervnc-standalone-server tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --shell /bin/bash --uid 1000 desktop \
-    # OpenShift gives a uid that nobody knows, and group 0.
+    # OpenShift gives a uid that nobody knows, and group 0: the entry point gives it a name.
     && chgrp 0 /home/desktop && chmod 770 /home/desktop \
+    && sed -i 's/^passwd:.*/& extrausers/' /etc/nsswitch.conf \
+    && mkdir -p /var/lib/extrausers && ln -sf /tmp/.passwd /var/lib/extrausers/passwd \
     && ln -s /opt/jupyter-desktop/jupyter-desktop /usr/local/bin/jupyter-desktop \
     && ln -s /opt/jupyter-desktop/jupyter-desktop /usr/local/bin/jupyterhub-singleuser
 COPY LICENSE jupyter-desktop docker-entrypoint.sh /opt/jupyter-desktop/

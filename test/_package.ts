@@ -14,7 +14,7 @@ export const network = Object.fromEntries(
   ),
 );
 /** What every system has, and the launcher may use. */
-const TOOLS = "sh env readlink dirname uname grep mktemp mkdir mv rm".split(" ");
+const TOOLS = "sh env id readlink dirname uname grep mktemp mkdir mv rm".split(" ");
 
 export async function run(
   command: string[],

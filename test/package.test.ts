@@ -290,7 +290,8 @@ describe("The image's entry point", () => {
     ],
     ["a command under a Hub", hub, ["status"], ["jupyter-desktop", all, "status"]],
     ["a shell", {}, ["sh", "-c", "echo hello"], ["hello"]],
-  ])("starts %s", async (_, env, args, expected) => {
+  ])("starts %s", async (...row) => {
+    const [, env, args, expected] = row;
     const bin = only(dir.path, "image");
     for (const name of ["jupyter-desktop", "jupyterhub-singleuser"]) {
       const script = `#!/bin/sh\nprintf '%s\\n' ${name} "$JUPYTER_DESKTOP_HOST" "$@"\n`;
