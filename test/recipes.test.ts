@@ -58,7 +58,7 @@ test("a Dockerfile in the recipes installs what setup installs", () => {
 test("the image's entry point is the server, to which Kubernetes and KubeSpawner give arguments", () => {
   const dockerfile = fs.readFileSync(path.join(DOCS, "../Dockerfile"), "utf8");
   const entry = /^ENTRYPOINT (\[.*\])$/m.exec(dockerfile)?.[1] ?? "[]";
-  expect(JSON.parse(entry).at(-1)).toBe("/opt/jupyter-desktop/server.ts");
+  expect(JSON.parse(entry).at(-1)).toBe("/opt/jupyter-desktop/docker-entrypoint.sh");
 });
 
 // --- Open OnDemand ---
