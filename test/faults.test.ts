@@ -747,7 +747,7 @@ describe("Viewers", () => {
       policy: { kind: "open", allowOrigins: [] },
       cookieName: "",
       vncPassword: undefined,
-      assets: { hash: "", index: "", login: "", loginStyle: "", files: {} },
+      assets: { hash: "", index: "", login: "", message: "", loginStyle: "", files: {} },
       supervisor,
       bridge,
       log: quiet,
