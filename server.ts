@@ -8,7 +8,7 @@
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
  *   bunx jupyter-desktop install    put it into JupyterLab's launcher
  *
- * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, hub, routes, jupyter,
+ * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, hub, routes, jupyter, setup,
  * doctor, run, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
@@ -5133,6 +5133,19 @@ function logTo(out: NodeJS.WriteStream, config: Config, token: string | undefine
   return createLog({ level, format }, secrets, (line) => out.write(line));
 }
 
+const bridgeOptions = ({ clipboard, ...config }: Config): BridgeOptions => ({
+  sizeLimit: config.maxSize,
+  maxViewers: config.maxViewers,
+  idleDisconnectMs: config.idleDisconnect,
+  mayPaste: clipboard === "both" || clipboard === "in",
+});
+
+/** What the page may offer of the desktop: it cannot set what somebody else's VNC server shows. */
+const pageOptions = ({ clipboard, vnc, vncCommand }: Config) => ({
+  clipboard,
+  isOwn: vnc.kind === "auto" && vncCommand === undefined,
+});
+
 /** The serve command: until a signal. */
 async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
@@ -5146,10 +5159,8 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   const log = logTo(process.stderr, config, token);
   const tail = new LogTail(log);
   const served = { env, log, tail, name };
-  const { maxSize: sizeLimit, maxViewers, idleDisconnect: idleDisconnectMs } = config;
   const supervisor = new Supervisor(chooseLaunch(config, served), tail, log);
-  const mayPaste = config.clipboard === "both" || config.clipboard === "in";
-  const bridge = new Bridge(log, { sizeLimit, maxViewers, idleDisconnectMs, mayPaste });
+  const bridge = new Bridge(log, bridgeOptions(config));
   supervisor.onChange(() => closeViewers(supervisor, bridge));
   watchIdle(config.idleStop, bridge, () => {
     void supervisor.stop("idle").then(() => (config.idleExit || config.hub) && stop());
@@ -5158,8 +5169,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     title: config.title,
     cookieName: `jupyter-desktop-${server.port ?? "unix"}`, // a browser sends cookies to all ports of a host
     vncPassword: config.vncPassword,
-    clipboard: config.clipboard,
-    isOwn: config.vnc.kind === "auto" && config.vncCommand === undefined,
+    ...pageOptions(config),
     assets,
     supervisor,
     bridge,
