@@ -397,6 +397,13 @@ export const OPTIONS = {
     hint: "NAME",
     help: "what this server is called by status and stop, and where --keep finds it again (default: by its address)",
   },
+  title: {
+    type: text.max(80, "must be at most 80 characters"),
+    group: "Desktop",
+    hint: "TEXT",
+    default: "Desktop",
+    help: "what the page, its tab and its installed app are called",
+  },
   vncPasswordFile: {
     type: file,
     group: "Security",
@@ -3412,15 +3419,24 @@ function strippedPrefix(c: Context): string {
   return isPath && !new URL(c.req.url).pathname.startsWith(`${prefix}/`) ? prefix : "";
 }
 
+/** The base as the browser wrote it: a cookie's path is compared as text. */
+const cookiePath = (c: Context, baseUrl: string) =>
+  `${strippedPrefix(c)}${new URL(c.req.url).pathname
+    .split("/")
+    .slice(0, baseUrl.split("/").length - 1)
+    .join("/")}/`;
+
+/** Takes the cookie back; the base then asks for the token. */
+function logout(c: Context<Env>, { cookieName, baseUrl }: AppOptions): Response {
+  deleteCookie(c, cookieName, { path: cookiePath(c, baseUrl) });
+  return c.redirect("./", 303);
+}
+
 /** Puts the token into a cookie and takes it out of the address, so that it stays in no history and no log. */
 function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions): Response {
   if (policy.kind === "token") {
     setCookie(c, cookieName, policy.token, {
-      // As the browser wrote it: it compares the text.
-      path: `${strippedPrefix(c)}${new URL(c.req.url).pathname
-        .split("/")
-        .slice(0, baseUrl.split("/").length - 1)
-        .join("/")}/`,
+      path: cookiePath(c, baseUrl),
       httpOnly: true,
       sameSite: "Lax",
       secure: isHttps(c),
@@ -3695,13 +3711,13 @@ function mountHub(app: Hono<Env>, options: AppOptions, hub: Hub): void {
 
 /** The page: the base and desktop/. */
 function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
-  const { assets, title, baseUrl, supervisor, hub } = options;
+  const { assets, title, baseUrl, supervisor, hub, policy } = options;
   if (isUpgrade(c)) return upgrade(c, options);
   if (wantsPage(c)) supervisor.visit();
   const base_url = relativeBase(c.req.path, baseUrl);
   const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
   const ticket = c.get("ticket") ?? "";
-  const more = { hub_home: hub?.url("home") ?? "", ticket };
+  const more = { hub_home: hub?.url("home") ?? "", ticket, auth: policy.kind };
   const values = { title, base_url, version: VERSION, hash: assets.hash, home, ...more };
   // A page of the same origin could take the ticket out of the browser's cache.
   const cache = ticket ? "no-store" : "no-cache";
@@ -3712,6 +3728,22 @@ function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Res
 const wayBack = (proxied: string | undefined) =>
   "../".repeat(
     /\/(proxy\/(absolute\/)?\d+|[^/]+)\/?$/.exec(proxied ?? "")?.[1]?.split("/").length ?? 0,
+  );
+
+/** What a browser needs to install the page as an app; its addresses hang on its own. */
+const serveManifest = (c: Context<Env>, { title }: AppOptions) =>
+  c.body(
+    JSON.stringify({
+      name: title,
+      start_url: "../../",
+      scope: "../../",
+      display: "standalone",
+      background_color: "#17191c",
+      theme_color: "#22262b",
+      icons: [{ src: "jupyter-logo.svg", sizes: "any", type: "image/svg+xml" }],
+    }),
+    200,
+    { "content-type": "application/manifest+json", "cache-control": "no-cache" },
   );
 
 function serveSocket(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
@@ -3773,6 +3805,8 @@ export function createApp(options: AppOptions): Hono<Env> {
   mount(app, "/desktop/api/start", { POST: act(() => supervisor.start()) });
   mount(app, "/desktop/api/stop", { POST: act(() => supervisor.stop()) });
   mount(app, "/desktop/api/restart", { POST: act(() => supervisor.restart()) });
+  mount(app, "/logout", { POST: (c) => logout(c, options) });
+  mount(app, "/desktop/static/manifest.webmanifest", { GET: (c) => serveManifest(c, options) });
   for (const [name, asset] of openAssets(assets)) {
     mount(app, `/desktop/static/${name}`, { GET: (c) => serveAsset(c, asset, assets.hash) });
   }
@@ -4780,7 +4814,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     void supervisor.stop("idle").then(() => (config.idleExit || config.hub) && stop());
   });
   const common = {
-    title: "Desktop",
+    title: config.title,
     cookieName: `jupyter-desktop-${server.port ?? "unix"}`, // a browser sends cookies to all ports of a host
     vncPassword: config.vncPassword,
     assets,

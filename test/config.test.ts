@@ -53,6 +53,7 @@ const ENV_NAMES: Record<OptionName, string> = {
   idleExit: "JUPYTER_DESKTOP_IDLE_EXIT",
   keep: "JUPYTER_DESKTOP_KEEP",
   name: "JUPYTER_DESKTOP_NAME",
+  title: "JUPYTER_DESKTOP_TITLE",
   vncPasswordFile: "JUPYTER_DESKTOP_VNC_PASSWORD_FILE",
   token: "JUPYTER_DESKTOP_TOKEN",
   tokenFile: "JUPYTER_DESKTOP_TOKEN_FILE",
@@ -211,6 +212,13 @@ const PRECEDENCE: Record<
     fromFlag: "of-the.flag_1",
     fromEnv: "x".repeat(40),
     byDefault: undefined,
+  },
+  title: {
+    flag: ["--title", "Ada's lab"],
+    env: "é".repeat(80),
+    fromFlag: "Ada's lab",
+    fromEnv: "é".repeat(80),
+    byDefault: "Desktop",
   },
   vncPasswordFile: {
     flag: ["--vnc-password-file", tokenFile],

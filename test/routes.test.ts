@@ -120,6 +120,8 @@ const ROUTES: readonly (readonly [method: "GET" | "POST", path: string, status: 
   ["GET", "/desktop/static/dist/index.css", 200],
   ["GET", "/desktop/static/clipboard.svg", 200],
   ["GET", "/desktop/static/jupyter-logo.svg", 200],
+  ["GET", "/desktop/static/manifest.webmanifest", 200],
+  ["POST", "/logout", 303],
 ];
 
 const GUARDED: readonly (readonly [method: string, path: string])[] = [
@@ -658,6 +660,69 @@ describe("the log-in form", () => {
     ]);
     expect(lines.join("")).toContain("warn refused reason=host method=POST path=/login\n");
     expect((await ask("/login", post("", { host: "lab.test" }))).status).toBe(303);
+  });
+});
+
+describe("the log-out", () => {
+  test("takes the cookie back from where the log-in put it, and leads to the base", async () => {
+    for (const baseUrl of ["/", "/user/x@y.z/desk/"]) {
+      const { ask } = desk({ baseUrl });
+      const init = { method: "POST", headers: WITH_COOKIE };
+      const answer = await ask(`${baseUrl}logout`, init);
+      expect([answer.status, locationOf(answer)]).toEqual([303, "./"]);
+      const [cookie = "", ...attributes] = (answer.headers.get("set-cookie") ?? "").split("; ");
+      expect(cookie).toBe(`${COOKIE}=`);
+      expect(attributes.toSorted()).toEqual(["Max-Age=0", `Path=${baseUrl}`]);
+    }
+  });
+
+  test("is not for a page of another site, and not for a link", async () => {
+    const { ask } = desk();
+    const foreign = { ...WITH_COOKIE, origin: "https://evil.test" };
+    const refused = await ask("/logout", { method: "POST", headers: foreign });
+    expect([refused.status, refused.headers.has("set-cookie")]).toEqual([403, false]);
+    const link = await ask("/logout", { headers: WITH_COOKIE });
+    expect([link.status, link.headers.has("set-cookie")]).toEqual([405, false]);
+  });
+});
+
+describe("the manifest", () => {
+  test("names the desktop as --title says, and hangs on its own address", async () => {
+    const { ask } = desk({ title: 'Ada\'s "lab"', baseUrl: "/desk/" });
+    const to = "/desk/desktop/static/manifest.webmanifest";
+    const answer = await ask(to, { headers: BEARER });
+    expect(answer.headers.get("content-type")).toBe("application/manifest+json");
+    const manifest = (await answer.json()) as Record<string, unknown>;
+    expect(manifest).toMatchObject({ name: 'Ada\'s "lab"', display: "standalone" });
+    const from = new URL(to, `http://${HOST}`);
+    for (const key of ["start_url", "scope"])
+      expect(new URL(String(manifest[key]), from).pathname).toBe("/desk/");
+    const [icon] = manifest.icons as { src: string }[];
+    expect((await ask(new URL(icon?.src ?? "", from).pathname, { headers: BEARER })).status).toBe(
+      200,
+    );
+  });
+});
+
+describe("the way back to Jupyter", () => {
+  const assets = { ...ASSETS, index: "{{home}} {{auth}} [{{hub_home}}]" };
+
+  test.each([
+    [undefined, "/", "./"],
+    ["/user/ada/desktop", "/", "./../"],
+    ["/user/ada/desktop", "/desktop/", "../../"],
+    ["/user/ada/proxy/6080", "/", "./../../"],
+    ["/proxy/absolute/6080/", "/", "./../../../"],
+    ["javascript:alert(1)", "/", "./"],
+  ])("for jupyter-server-proxy's %p and the page %s is %s", async (context, to, home) => {
+    const headers = { ...BEARER, ...(context ? { "x-proxycontextpath": context } : {}) };
+    const answer = await desk({ assets }).ask(to, { headers });
+    expect(await answer.text()).toBe(`${home} token []`);
+  });
+
+  test("where nobody logs in, the page knows it", async () => {
+    const answer = await desk({ assets, policy: { kind: "open", allowOrigins: [] } }).ask("/");
+    expect(await answer.text()).toBe("./ open []");
   });
 });
 

@@ -294,6 +294,7 @@ function stage(answers: Reply[] = []) {
         drop: () => events.ended({ code: closeCodes.abnormal }),
         probe: () => log.push("probe"),
         focus: () => {},
+        sendKey: () => {},
         sendClipboard: () => true,
       };
     },

@@ -5,7 +5,6 @@ import { copyText } from "./dom.ts";
 import type { Text, TextKey } from "./text.ts";
 
 export interface ClipboardParts {
-  panel: HTMLElement;
   field: HTMLTextAreaElement;
   note: HTMLElement;
   copy: HTMLButtonElement;
@@ -16,7 +15,6 @@ export interface ClipboardPorts {
   text: Text;
   /** False when there is no connection to send it over. */
   send(text: string): boolean;
-  closed(): void;
 }
 
 // Long enough to swallow a burst of keys, short enough to feel live.
@@ -46,11 +44,6 @@ export class Clipboard {
     parts.copy.addEventListener("click", () => void this.#copy());
     parts.paste.addEventListener("click", () => void this.#paste());
     parts.paste.hidden = navigator.clipboard?.readText === undefined;
-    parts.panel.addEventListener("toggle", (event) => {
-      if (event instanceof ToggleEvent) {
-        this.#toggled(event.newState === "open");
-      }
-    });
     window.addEventListener("focus", () => void this.#readQuietly());
   }
 
@@ -78,6 +71,18 @@ export class Clipboard {
     }
   }
 
+  /** The panel was opened: the text is ready to be replaced. */
+  opened(): void {
+    this.#say(null);
+    this.#parts.field.focus();
+    this.#parts.field.select();
+  }
+
+  /** The panel was closed. */
+  closed(): void {
+    this.#flush();
+  }
+
   #edited(): void {
     this.#isUnsent = true;
     this.#say(this.#parts.field.value.length > largeLength ? "clipboard.large" : null);
@@ -97,17 +102,6 @@ export class Clipboard {
     } else {
       this.#say("clipboard.offline");
     }
-  }
-
-  #toggled(isOpen: boolean): void {
-    if (isOpen) {
-      this.#say(null);
-      this.#parts.field.focus();
-      this.#parts.field.select();
-      return;
-    }
-    this.#flush();
-    this.#ports.closed();
   }
 
   async #copy(): Promise<void> {

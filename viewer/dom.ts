@@ -32,3 +32,16 @@ export async function copyText(text: string): Promise<boolean> {
   }
   return isCopied;
 }
+
+/** An icon out of a file of drawings, in the colour of the text around it. */
+export function createIcon(address: string): SVGElement {
+  const space = "http://www.w3.org/2000/svg";
+  const icon = document.createElementNS(space, "svg");
+  const use = document.createElementNS(space, "use");
+  icon.setAttribute("class", "icon");
+  icon.setAttribute("viewBox", "0 0 16 16");
+  icon.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", address);
+  icon.append(use);
+  return icon;
+}

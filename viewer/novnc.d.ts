@@ -2,3 +2,8 @@
 declare module "@novnc/novnc" {
   export { default } from "@novnc/novnc/lib/rfb";
 }
+
+declare module "*.svg" {
+  const text: string;
+  export { text as default };
+}

@@ -1,6 +1,7 @@
 // The owner of noVNC and of the canvas: one connection at a time, and the last picture between two.
 
 import RFB from "@novnc/novnc";
+import type { Meter } from "./meter.ts";
 import { closeCodes, type Ending } from "./rules.ts";
 import type { Connection, ConnectionEvents } from "./session.ts";
 
@@ -14,6 +15,7 @@ interface Parts {
   container: HTMLElement;
   frame: HTMLElement;
   label: string;
+  meter: Meter;
 }
 
 // A line that answers at all answers in this time; a dead one may stay silent for many minutes.
@@ -32,6 +34,8 @@ const pixelRequest = Uint8Array.of(3, 0, 0, 0, 0, 0, 0, 1, 0, 1);
 export class Screen {
   #parts: Parts;
   #events: ScreenEvents;
+  #line: Line | null = null;
+  #isZoomed = false;
 
   constructor(parts: Parts, events: ScreenEvents) {
     this.#parts = parts;
@@ -42,12 +46,24 @@ export class Screen {
   connect(url: string, events: ConnectionEvents): Connection {
     const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
+    this.#parts.meter.watch(socket);
     const line = new Line(socket, events, this.#parts);
+    this.#line = line;
+    this.setZoomed(this.#isZoomed);
     line.rfb.addEventListener("clipboard", (event) => this.#events.clipboard(event.detail.text));
     line.rfb.addEventListener("desktopname", (event) =>
       this.#events.desktopName(event.detail.name),
     );
     return line;
+  }
+
+  /** Zoomed, the screen is larger than its window: the picture has to grow, and not the desktop. */
+  setZoomed(isZoomed: boolean): void {
+    this.#isZoomed = isZoomed;
+    if (this.#line !== null) {
+      this.#line.rfb.scaleViewport = isZoomed;
+      this.#line.rfb.resizeSession = !isZoomed;
+    }
   }
 
   forgetFrame(): void {
@@ -76,7 +92,6 @@ class Line implements Connection {
       this.#heardAt = performance.now();
     });
     this.rfb = new RFB(parts.container, socket, { shared: true });
-    this.rfb.resizeSession = true;
     this.rfb.background = "var(--screen)";
     this.#canvas = parts.container.querySelector("canvas");
     this.#canvas?.setAttribute("role", "application");
@@ -114,6 +129,10 @@ class Line implements Connection {
 
   focus(): void {
     this.rfb.focus({ preventScroll: true });
+  }
+
+  sendKey(keysym: number, code: string, isDown: boolean): void {
+    this.rfb.sendKey(keysym, code, isDown);
   }
 
   sendClipboard(text: string): boolean {

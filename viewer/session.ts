@@ -33,6 +33,8 @@ export interface Connection {
   /** Finds out whether the line is still alive, and drops it when it is not. */
   probe(): void;
   focus(): void;
+  /** A key by its keysym and the code of where it is on a keyboard. */
+  sendKey(keysym: number, code: string, isDown: boolean): void;
   /** False when the text could not be sent. */
   sendClipboard(text: string): boolean;
 }
@@ -97,6 +99,12 @@ export class Session {
 
   focus(): void {
     this.#connection?.focus();
+  }
+
+  sendKey(keysym: number, code: string, isDown: boolean): void {
+    if (this.#state === "connected") {
+      this.#connection?.sendKey(keysym, code, isDown);
+    }
   }
 
   sendClipboard(text: string): boolean {

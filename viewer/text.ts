@@ -1,125 +1,560 @@
-// Every sentence that the page shows, in one table. A further language is a further table.
+// Every sentence that the page shows, in one table. Each row has all languages, in this order.
 
-const english = {
-  "bar.home": "Home",
-  "bar.clipboard": "Clipboard",
-  "screen.label": "Remote desktop",
+export const languages = ["en", "de", "fr", "es"] as const;
+export type Language = (typeof languages)[number];
 
-  "clipboard.title": "Clipboard",
-  "clipboard.help":
+type Row = readonly [en: string, de: string, fr: string, es: string];
+
+const table = {
+  "bar.home": ["Home", "Startseite", "Accueil", "Inicio"],
+  "bar.clipboard": ["Clipboard", "Zwischenablage", "Presse-papiers", "Portapapeles"],
+  "bar.keys": ["Keys", "Tasten", "Touches", "Teclas"],
+  "bar.display": ["Display", "Anzeige", "Affichage", "Pantalla"],
+  "bar.files": ["Files", "Dateien", "Fichiers", "Archivos"],
+  "bar.share": ["Share", "Teilen", "Partager", "Compartir"],
+  "bar.fullscreen": ["Fullscreen", "Vollbild", "Plein écran", "Pantalla completa"],
+  "bar.more": ["More", "Mehr", "Plus", "Más"],
+  "bar.tuck": ["Hide the bar", "Leiste ausblenden", "Masquer la barre", "Ocultar la barra"],
+  "bar.untuck": ["Show the bar", "Leiste einblenden", "Afficher la barre", "Mostrar la barra"],
+  "screen.label": ["Remote desktop", "Entfernter Desktop", "Bureau distant", "Escritorio remoto"],
+  "screen.leave": [
+    "Ctrl+Alt+Shift moves the focus to the bar.",
+    "Strg+Alt+Umschalt bringt den Fokus in die Leiste.",
+    "Ctrl+Alt+Maj déplace le focus vers la barre.",
+    "Ctrl+Alt+Mayús lleva el foco a la barra.",
+  ],
+  cancel: ["Cancel", "Abbrechen", "Annuler", "Cancelar"],
+
+  "clipboard.title": ["Clipboard", "Zwischenablage", "Presse-papiers", "Portapapeles"],
+  "clipboard.help": [
     "This is the desktop’s clipboard. What you type or paste here can be pasted there, and what is copied there appears here.",
-  "clipboard.copy": "Copy to this computer",
-  "clipboard.paste": "Paste from this computer",
-  "clipboard.copied": "Copied.",
-  "clipboard.pasted": "Pasted.",
-  "clipboard.copy-failed": "The browser did not allow it: select the text and copy it by hand.",
-  "clipboard.paste-failed": "The browser did not allow it: paste the text into the field by hand.",
-  "clipboard.large": "This is a long text: many VNC servers cut it after 256 KiB.",
-  "clipboard.offline": "It is sent when the connection is back.",
+    "Das ist die Zwischenablage des Desktops. Was hier steht, lässt sich dort einfügen, und was dort kopiert wird, erscheint hier.",
+    "Voici le presse-papiers du bureau. Ce que vous tapez ou collez ici peut être collé là-bas, et ce qui y est copié apparaît ici.",
+    "Este es el portapapeles del escritorio. Lo que escriba o pegue aquí se puede pegar allí, y lo que se copie allí aparece aquí.",
+  ],
+  "clipboard.copy": [
+    "Copy to this computer",
+    "Auf diesen Computer kopieren",
+    "Copier vers cet ordinateur",
+    "Copiar a este equipo",
+  ],
+  "clipboard.paste": [
+    "Paste from this computer",
+    "Von diesem Computer einfügen",
+    "Coller depuis cet ordinateur",
+    "Pegar desde este equipo",
+  ],
+  "clipboard.copied": ["Copied.", "Kopiert.", "Copié.", "Copiado."],
+  "clipboard.pasted": ["Pasted.", "Eingefügt.", "Collé.", "Pegado."],
+  "clipboard.copy-failed": [
+    "The browser did not allow it: select the text and copy it by hand.",
+    "Der Browser hat es nicht erlaubt: Markieren Sie den Text und kopieren Sie ihn von Hand.",
+    "Le navigateur ne l’a pas permis : sélectionnez le texte et copiez-le à la main.",
+    "El navegador no lo ha permitido: seleccione el texto y cópielo a mano.",
+  ],
+  "clipboard.paste-failed": [
+    "The browser did not allow it: paste the text into the field by hand.",
+    "Der Browser hat es nicht erlaubt: Fügen Sie den Text von Hand in das Feld ein.",
+    "Le navigateur ne l’a pas permis : collez le texte à la main dans le champ.",
+    "El navegador no lo ha permitido: pegue el texto a mano en el campo.",
+  ],
+  "clipboard.large": [
+    "This is a long text: many VNC servers cut it after 256 KiB.",
+    "Das ist ein langer Text: Viele VNC-Server schneiden ihn nach 256 KiB ab.",
+    "Ce texte est long : beaucoup de serveurs VNC le coupent après 256 Kio.",
+    "Es un texto largo: muchos servidores VNC lo cortan a partir de 256 KiB.",
+  ],
+  "clipboard.offline": [
+    "It is sent when the connection is back.",
+    "Es wird gesendet, sobald die Verbindung wieder steht.",
+    "L’envoi se fera au retour de la connexion.",
+    "Se enviará cuando vuelva la conexión.",
+  ],
 
-  "connecting.title": "Connecting to the desktop",
-  "connected.title": "Connected",
-  "lost.title": "The connection was lost",
-  "lost.body": "Reconnecting by itself.",
-  "unreachable.title": "The server does not answer",
-  "unreachable.body": "The page keeps trying, and goes on by itself.",
-  "offline.title": "You are offline",
-  "offline.body": "The page goes on by itself when the network is back.",
-  "login.title": "Your log-in has expired",
-  "login.body": "Log in again to go on. The desktop keeps running meanwhile.",
-  "paused.title": "Paused",
-  "paused.body": "Nobody used the desktop for a while. It keeps running: go on where you left off.",
-  "protocol.title": "The connection was refused",
+  "connecting.title": [
+    "Connecting to the desktop",
+    "Verbindung zum Desktop wird aufgebaut",
+    "Connexion au bureau",
+    "Conectando con el escritorio",
+  ],
+  "connected.title": ["Connected", "Verbunden", "Connecté", "Conectado"],
+  "lost.title": [
+    "The connection was lost",
+    "Die Verbindung ist abgebrochen",
+    "La connexion est perdue",
+    "Se ha perdido la conexión",
+  ],
+  "lost.body": [
+    "Reconnecting by itself.",
+    "Sie wird von selbst wieder aufgebaut.",
+    "Elle se rétablit d’elle-même.",
+    "Se restablece por sí sola.",
+  ],
+  "unreachable.title": [
+    "The server does not answer",
+    "Der Server antwortet nicht",
+    "Le serveur ne répond pas",
+    "El servidor no responde",
+  ],
+  "unreachable.body": [
+    "The page keeps trying, and goes on by itself.",
+    "Die Seite versucht es weiter und macht dann von selbst weiter.",
+    "La page continue d’essayer et reprendra d’elle-même.",
+    "La página sigue intentándolo y continuará por sí sola.",
+  ],
+  "offline.title": [
+    "You are offline",
+    "Sie sind offline",
+    "Vous êtes hors ligne",
+    "No tiene conexión",
+  ],
+  "offline.body": [
+    "The page goes on by itself when the network is back.",
+    "Die Seite macht von selbst weiter, sobald das Netz wieder da ist.",
+    "La page reprendra d’elle-même au retour du réseau.",
+    "La página continuará por sí sola cuando vuelva la red.",
+  ],
+  "login.title": [
+    "Your log-in has expired",
+    "Ihre Anmeldung ist abgelaufen",
+    "Votre session a expiré",
+    "Su sesión ha caducado",
+  ],
+  "login.body": [
+    "Log in again to go on. The desktop keeps running meanwhile.",
+    "Melden Sie sich neu an, um weiterzumachen. Der Desktop läuft währenddessen weiter.",
+    "Reconnectez-vous pour continuer. Le bureau reste en marche pendant ce temps.",
+    "Vuelva a iniciar sesión para continuar. Mientras tanto, el escritorio sigue en marcha.",
+  ],
+  "paused.title": ["Paused", "Angehalten", "En pause", "En pausa"],
+  "paused.body": [
+    "Nobody used the desktop for a while. It keeps running: go on where you left off.",
+    "Der Desktop wurde eine Weile nicht benutzt. Er läuft weiter: Machen Sie da weiter, wo Sie waren.",
+    "Personne n’a utilisé le bureau depuis un moment. Il reste en marche : reprenez là où vous en étiez.",
+    "Nadie ha usado el escritorio durante un rato. Sigue en marcha: continúe donde lo dejó.",
+  ],
+  "protocol.title": [
+    "The connection was refused",
+    "Die Verbindung wurde abgelehnt",
+    "La connexion a été refusée",
+    "La conexión ha sido rechazada",
+  ],
 
-  "close.1003":
+  "close.1003": [
     "A text message arrived where only binary ones belong. Something between this browser and the server changes WebSocket messages.",
-  "close.1009":
+    "Eine Textnachricht kam an, wo nur binäre hingehören. Etwas zwischen diesem Browser und dem Server verändert WebSocket-Nachrichten.",
+    "Un message texte est arrivé là où seuls des messages binaires ont leur place. Quelque chose entre ce navigateur et le serveur modifie les messages WebSocket.",
+    "Ha llegado un mensaje de texto donde solo caben binarios. Algo entre este navegador y el servidor modifica los mensajes WebSocket.",
+  ],
+  "close.1009": [
     "A message was larger than the server accepts. A very long clipboard text can cause that.",
-  "close.4400":
+    "Eine Nachricht war größer, als der Server sie annimmt. Ein sehr langer Text in der Zwischenablage kann die Ursache sein.",
+    "Un message dépassait la taille que le serveur accepte. Un très long texte dans le presse-papiers peut en être la cause.",
+    "Un mensaje superaba el tamaño que acepta el servidor. Un texto muy largo en el portapapeles puede ser la causa.",
+  ],
+  "close.4400": [
     "The server did not understand what this page sent. Reload the page; if it comes back, this page and the server do not fit together.",
-  "close.other": "The server ended the connection with the code {code}.",
+    "Der Server hat nicht verstanden, was diese Seite gesendet hat. Laden Sie die Seite neu; hilft das nicht, passen Seite und Server nicht zusammen.",
+    "Le serveur n’a pas compris ce que cette page a envoyé. Rechargez la page ; si cela se reproduit, la page et le serveur ne vont pas ensemble.",
+    "El servidor no ha entendido lo que ha enviado esta página. Vuelva a cargarla; si se repite, la página y el servidor no son compatibles.",
+  ],
+  "close.other": [
+    "The server ended the connection with the code {code}.",
+    "Der Server hat die Verbindung mit dem Code {code} beendet.",
+    "Le serveur a mis fin à la connexion avec le code {code}.",
+    "El servidor ha cerrado la conexión con el código {code}.",
+  ],
 
-  "state.idle": "The desktop is not running",
-  "state.starting": "The desktop is starting",
-  "state.ready": "The desktop is ready",
-  "state.ended": "The desktop session has ended",
-  "state.backoff": "The desktop stopped, and starts again by itself",
-  "state.failed": "The desktop could not be started",
-  "state.stopping": "The desktop is shutting down",
+  "state.idle": [
+    "The desktop is not running",
+    "Der Desktop läuft nicht",
+    "Le bureau est à l’arrêt",
+    "El escritorio está parado",
+  ],
+  "state.starting": [
+    "The desktop is starting",
+    "Der Desktop startet",
+    "Le bureau démarre",
+    "El escritorio se está iniciando",
+  ],
+  "state.ready": [
+    "The desktop is ready",
+    "Der Desktop ist bereit",
+    "Le bureau est prêt",
+    "El escritorio está listo",
+  ],
+  "state.ended": [
+    "The desktop session has ended",
+    "Die Sitzung ist beendet",
+    "La session est terminée",
+    "La sesión ha terminado",
+  ],
+  "state.backoff": [
+    "The desktop stopped, and starts again by itself",
+    "Der Desktop ist ausgefallen und startet von selbst neu",
+    "Le bureau s’est arrêté et redémarre de lui-même",
+    "El escritorio se ha detenido y se reinicia por sí solo",
+  ],
+  "state.failed": [
+    "The desktop could not be started",
+    "Der Desktop konnte nicht gestartet werden",
+    "Le bureau n’a pas pu démarrer",
+    "No se ha podido iniciar el escritorio",
+  ],
+  "state.stopping": [
+    "The desktop is shutting down",
+    "Der Desktop wird beendet",
+    "Le bureau s’arrête",
+    "El escritorio se está cerrando",
+  ],
 
-  "backoff.soon": "The next start follows in about {duration}.",
-  "failed.given-up": "It was tried {attempt} times.",
+  "backoff.soon": [
+    "The next start follows in about {duration}.",
+    "Der nächste Start folgt in etwa {duration}.",
+    "Le prochain démarrage aura lieu dans environ {duration}.",
+    "El próximo inicio será dentro de unos {duration}.",
+  ],
+  "failed.given-up": [
+    "It was tried {attempt} times.",
+    "Es wurde {attempt}-mal versucht.",
+    "{attempt} essais ont été faits.",
+    "Se ha intentado {attempt} veces.",
+  ],
 
-  "cause.no-vnc-server": "No VNC server is installed. TigerVNC and TurboVNC both serve well.",
-  "cause.no-desktop": "No desktop environment is installed, not even a bare window manager.",
-  "cause.desktop-exited": "The desktop session {exit}{after}.",
-  "cause.vnc-exited": "The VNC server {exit}{after}.",
-  "cause.internal": "Something went wrong in the server itself.",
-  "cause.vnc-timeout": "The VNC server was started, but did not answer within {timeout}.",
-  "cause.vnc-unreachable": "The VNC server at {target} cannot be reached: {error}.",
-  "cause.not-vnc": "Something answers at {target}, but it is not a VNC server.",
-  "cause.unwritable": "The folder {path} cannot be written to.",
-  "cause.disk-full": "The disk that holds {path} is full. Free some space on it, then try again.",
-  "cause.logged-out": "You logged out. Your files are still there.",
-  "cause.stopped": "It was stopped on request. Your files are still there.",
-  "cause.idle": "It was stopped because nobody used it. Your files are still there.",
-  "cause.vnc-password":
+  "cause.no-vnc-server": [
+    "No VNC server is installed. TigerVNC and TurboVNC both serve well.",
+    "Es ist kein VNC-Server installiert. TigerVNC und TurboVNC eignen sich beide gut.",
+    "Aucun serveur VNC n’est installé. TigerVNC et TurboVNC conviennent tous deux.",
+    "No hay ningún servidor VNC instalado. Tanto TigerVNC como TurboVNC sirven.",
+  ],
+  "cause.no-desktop": [
+    "No desktop environment is installed, not even a bare window manager.",
+    "Es ist keine Desktop-Umgebung installiert, nicht einmal ein einfacher Fenstermanager.",
+    "Aucun environnement de bureau n’est installé, pas même un simple gestionnaire de fenêtres.",
+    "No hay ningún entorno de escritorio instalado, ni siquiera un gestor de ventanas sencillo.",
+  ],
+  "cause.desktop-exited": [
+    "The desktop session {exit}{after}.",
+    "Die Sitzung des Desktops {exit}{after}.",
+    "La session du bureau {exit}{after}.",
+    "La sesión del escritorio {exit}{after}.",
+  ],
+  "cause.vnc-exited": [
+    "The VNC server {exit}{after}.",
+    "Der VNC-Server {exit}{after}.",
+    "Le serveur VNC {exit}{after}.",
+    "El servidor VNC {exit}{after}.",
+  ],
+  "cause.internal": [
+    "Something went wrong in the server itself.",
+    "Im Server selbst ist etwas schiefgegangen.",
+    "Un problème est survenu dans le serveur lui-même.",
+    "Algo ha fallado en el propio servidor.",
+  ],
+  "cause.vnc-timeout": [
+    "The VNC server was started, but did not answer within {timeout}.",
+    "Der VNC-Server wurde gestartet, hat aber nicht innerhalb von {timeout} geantwortet.",
+    "Le serveur VNC a été lancé, mais n’a pas répondu en {timeout}.",
+    "El servidor VNC se ha iniciado, pero no ha respondido en {timeout}.",
+  ],
+  "cause.vnc-unreachable": [
+    "The VNC server at {target} cannot be reached: {error}.",
+    "Der VNC-Server unter {target} ist nicht erreichbar: {error}.",
+    "Le serveur VNC à l’adresse {target} est injoignable : {error}.",
+    "No se puede acceder al servidor VNC en {target}: {error}.",
+  ],
+  "cause.not-vnc": [
+    "Something answers at {target}, but it is not a VNC server.",
+    "Unter {target} antwortet etwas, aber kein VNC-Server.",
+    "Quelque chose répond à l’adresse {target}, mais ce n’est pas un serveur VNC.",
+    "Algo responde en {target}, pero no es un servidor VNC.",
+  ],
+  "cause.unwritable": [
+    "The folder {path} cannot be written to.",
+    "In den Ordner {path} kann nicht geschrieben werden.",
+    "Le dossier {path} n’est pas accessible en écriture.",
+    "No se puede escribir en la carpeta {path}.",
+  ],
+  "cause.disk-full": [
+    "The disk that holds {path} is full. Free some space on it, then try again.",
+    "Der Datenträger mit {path} ist voll. Schaffen Sie dort Platz und versuchen Sie es dann noch einmal.",
+    "Le disque qui contient {path} est plein. Libérez-y de la place, puis réessayez.",
+    "El disco que contiene {path} está lleno. Libere espacio y vuelva a intentarlo.",
+  ],
+  "cause.logged-out": [
+    "You logged out. Your files are still there.",
+    "Sie haben sich abgemeldet. Ihre Dateien sind noch da.",
+    "Vous avez fermé la session. Vos fichiers sont toujours là.",
+    "Ha cerrado la sesión. Sus archivos siguen ahí.",
+  ],
+  "cause.stopped": [
+    "It was stopped on request. Your files are still there.",
+    "Er wurde auf Wunsch beendet. Ihre Dateien sind noch da.",
+    "Il a été arrêté sur demande. Vos fichiers sont toujours là.",
+    "Se ha detenido a petición. Sus archivos siguen ahí.",
+  ],
+  "cause.idle": [
+    "It was stopped because nobody used it. Your files are still there.",
+    "Er wurde beendet, weil niemand ihn benutzt hat. Ihre Dateien sind noch da.",
+    "Il a été arrêté parce que personne ne l’utilisait. Vos fichiers sont toujours là.",
+    "Se ha detenido porque nadie lo usaba. Sus archivos siguen ahí.",
+  ],
+  "cause.vnc-password": [
     "The VNC server asks for a password. Start this server with --vnc-password-file and a file that holds it.",
-  "cause.too-many-viewers":
+    "Der VNC-Server verlangt ein Passwort. Starten Sie diesen Server mit --vnc-password-file und einer Datei, in der es steht.",
+    "Le serveur VNC demande un mot de passe. Lancez ce serveur avec --vnc-password-file et un fichier qui le contient.",
+    "El servidor VNC pide una contraseña. Inicie este servidor con --vnc-password-file y un archivo que la contenga.",
+  ],
+  "cause.too-many-viewers": [
     "{limit} people see this desktop, and it takes no more. Close a page that shows it, or start the server with a higher --max-viewers.",
-  "cause.unknown": "The server gives this reason: {cause}.",
+    "{limit} Personen sehen diesen Desktop, mehr nimmt er nicht an. Schließen Sie eine Seite, die ihn zeigt, oder starten Sie den Server mit einem höheren --max-viewers.",
+    "{limit} personnes voient ce bureau, et il n’en accepte pas davantage. Fermez une page qui l’affiche, ou lancez le serveur avec un --max-viewers plus élevé.",
+    "{limit} personas ven este escritorio y no admite más. Cierre una página que lo muestre o inicie el servidor con un --max-viewers mayor.",
+  ],
+  "cause.unknown": [
+    "The server gives this reason: {cause}.",
+    "Der Server nennt diesen Grund: {cause}.",
+    "Le serveur donne cette raison : {cause}.",
+    "El servidor da este motivo: {cause}.",
+  ],
 
-  "exit.code": "ended with exit code {code}",
-  "exit.signal": "was ended by the signal {signal}",
-  "exit.unknown": "ended",
-  "exit.after": " after {duration}",
-  "detail.xstartup": "It was started by {xstartup}.",
-  "detail.command": "It was started with this command: {command}.",
-  "detail.error": "The system says: {error}.",
-  "hint.126": "Exit code 126 means that a file is there, but must not be executed.",
-  "hint.127": "Exit code 127 means that a command was not found: the log below names it.",
+  "exit.code": [
+    "ended with exit code {code}",
+    "endete mit dem Exit-Code {code}",
+    "s’est terminé avec le code {code}",
+    "terminó con el código {code}",
+  ],
+  "exit.signal": [
+    "was ended by the signal {signal}",
+    "endete durch das Signal {signal}",
+    "a pris fin par le signal {signal}",
+    "terminó por la señal {signal}",
+  ],
+  "exit.unknown": ["ended", "endete", "a pris fin", "terminó"],
+  "exit.after": [" after {duration}", " nach {duration}", " après {duration}", " tras {duration}"],
+  "detail.xstartup": [
+    "It was started by {xstartup}.",
+    "Das Startskript war {xstartup}.",
+    "Le script de démarrage était {xstartup}.",
+    "El script de inicio fue {xstartup}.",
+  ],
+  "detail.command": [
+    "It was started with this command: {command}.",
+    "Der Startbefehl war: {command}.",
+    "La commande de démarrage était : {command}.",
+    "La orden de inicio fue: {command}.",
+  ],
+  "detail.error": [
+    "The system says: {error}.",
+    "Das System meldet: {error}.",
+    "Le système indique : {error}.",
+    "El sistema indica: {error}.",
+  ],
+  "hint.126": [
+    "Exit code 126 means that a file is there, but must not be executed.",
+    "Exit-Code 126 heißt: Eine Datei ist da, darf aber nicht ausgeführt werden.",
+    "Le code 126 signifie qu’un fichier est là, mais ne peut pas être exécuté.",
+    "El código 126 significa que un archivo existe, pero no se puede ejecutar.",
+  ],
+  "hint.127": [
+    "Exit code 127 means that a command was not found: the log below names it.",
+    "Exit-Code 127 heißt: Ein Befehl wurde nicht gefunden; das Protokoll unten nennt ihn.",
+    "Le code 127 signifie qu’une commande est introuvable : le journal ci-dessous la nomme.",
+    "El código 127 significa que no se ha encontrado una orden: el registro de abajo la nombra.",
+  ],
 
-  "command.intro": "Type this in a terminal, then try again:",
-  "command.copy": "Copy",
-  "command.copied": "Copied",
-  "log.title": "Last lines of the log",
+  "command.intro": [
+    "Type this in a terminal, then try again:",
+    "Geben Sie das in einem Terminal ein und versuchen Sie es dann noch einmal:",
+    "Tapez ceci dans un terminal, puis réessayez :",
+    "Escriba esto en un terminal y vuelva a intentarlo:",
+  ],
+  "command.copy": ["Copy", "Kopieren", "Copier", "Copiar"],
+  "command.copied": ["Copied", "Kopiert", "Copié", "Copiado"],
+  "log.title": [
+    "Last lines of the log",
+    "Letzte Zeilen des Protokolls",
+    "Dernières lignes du journal",
+    "Últimas líneas del registro",
+  ],
 
-  "action.start": "Start a new session",
-  "action.restart": "Try again",
-  "action.retry": "Try now",
-  "action.resume": "Continue",
-  "action.reload": "Reload the page",
-  "action.login": "Log in",
-  "action.refused": "The server refused that.",
+  "action.start": [
+    "Start a new session",
+    "Neue Sitzung starten",
+    "Démarrer une nouvelle session",
+    "Iniciar una nueva sesión",
+  ],
+  "action.restart": ["Try again", "Noch einmal versuchen", "Réessayer", "Volver a intentarlo"],
+  "action.retry": ["Try now", "Jetzt versuchen", "Essayer maintenant", "Intentar ahora"],
+  "action.resume": ["Continue", "Weiter", "Continuer", "Continuar"],
+  "action.reload": [
+    "Reload the page",
+    "Seite neu laden",
+    "Recharger la page",
+    "Volver a cargar la página",
+  ],
+  "action.login": ["Log in", "Anmelden", "Se connecter", "Iniciar sesión"],
+  "action.refused": [
+    "The server refused that.",
+    "Der Server hat das abgelehnt.",
+    "Le serveur l’a refusé.",
+    "El servidor lo ha rechazado.",
+  ],
 
-  "unit.milliseconds": "{n} ms",
-  "unit.seconds": "{n} s",
-  "unit.minutes": "{n} min",
-  "unit.hours": "{n} h",
-};
+  "keys.send": ["Press", "Drücken", "Appuyer", "Pulsar"],
+  "keys.hold": ["Hold down", "Gedrückt halten", "Maintenir", "Mantener"],
+  "keys.lock": [
+    "In fullscreen, all keys go to the desktop",
+    "Im Vollbild gehen alle Tasten an den Desktop",
+    "En plein écran, toutes les touches vont au bureau",
+    "En pantalla completa, todas las teclas van al escritorio",
+  ],
+  "keys.mac": [
+    "⌘ is Ctrl on the desktop",
+    "⌘ ist auf dem Desktop Strg",
+    "⌘ est Ctrl sur le bureau",
+    "⌘ es Ctrl en el escritorio",
+  ],
+  "keys.unload": [
+    "Ask before this page is closed",
+    "Vor dem Schließen der Seite fragen",
+    "Demander avant de fermer la page",
+    "Preguntar antes de cerrar la página",
+  ],
+  "key.ctrl": ["Ctrl", "Strg", "Ctrl", "Ctrl"],
+  "key.alt": ["Alt", "Alt", "Alt", "Alt"],
+  "key.shift": ["Shift", "Umschalt", "Maj", "Mayús"],
+  "key.super": ["Super", "Super", "Super", "Super"],
+  "key.esc": ["Esc", "Esc", "Échap", "Esc"],
+  "key.tab": ["Tab", "Tab", "Tab", "Tab"],
+  "key.delete": ["Del", "Entf", "Suppr", "Supr"],
+  "key.print": ["Print", "Druck", "Impr écr", "Impr Pant"],
+  "key.left": ["Left", "Links", "Gauche", "Izquierda"],
+  "key.up": ["Up", "Auf", "Haut", "Arriba"],
+  "key.right": ["Right", "Rechts", "Droite", "Derecha"],
+  "key.down": ["Down", "Ab", "Bas", "Abajo"],
+  "key.home": ["Home", "Pos1", "Début", "Inicio"],
+  "key.end": ["End", "Ende", "Fin", "Fin"],
+  "key.pageUp": ["PgUp", "Bild auf", "Page haut", "RePág"],
+  "key.pageDown": ["PgDn", "Bild ab", "Page bas", "AvPág"],
+  "fullscreen.locked": [
+    "Hold Esc to leave fullscreen. The bar is at the top edge.",
+    "Zum Verlassen des Vollbilds Esc gedrückt halten. Die Leiste ist am oberen Rand.",
+    "Maintenez Échap pour quitter le plein écran. La barre est au bord supérieur.",
+    "Mantenga pulsada Esc para salir de la pantalla completa. La barra está en el borde superior.",
+  ],
+  "fullscreen.edge": [
+    "The bar is at the top edge.",
+    "Die Leiste ist am oberen Rand.",
+    "La barre est au bord supérieur.",
+    "La barra está en el borde superior.",
+  ],
 
-export type TextKey = keyof typeof english;
+  "touch.keyboard": [
+    "On-screen keyboard",
+    "Bildschirmtastatur",
+    "Clavier à l’écran",
+    "Teclado en pantalla",
+  ],
+  "touch.row": ["Further keys", "Weitere Tasten", "Autres touches", "Otras teclas"],
+  "touch.trackpad": ["Trackpad mode", "Touchpad-Modus", "Mode pavé tactile", "Modo panel táctil"],
+
+  "more.numbers": [
+    "Connection numbers",
+    "Werte der Verbindung",
+    "Mesures de la connexion",
+    "Datos de la conexión",
+  ],
+  "more.restart": [
+    "Restart the desktop",
+    "Desktop neu starten",
+    "Redémarrer le bureau",
+    "Reiniciar el escritorio",
+  ],
+  "more.stop": [
+    "Stop the desktop",
+    "Desktop beenden",
+    "Arrêter le bureau",
+    "Detener el escritorio",
+  ],
+  "more.hub": [
+    "Hub control panel",
+    "Hub-Verwaltung",
+    "Panneau de contrôle du Hub",
+    "Panel de control del Hub",
+  ],
+  "more.logout": ["Log out", "Abmelden", "Se déconnecter", "Cerrar sesión"],
+  "confirm.body": [
+    "All programs on it are closed. What is not saved is lost.",
+    "Alle Programme darauf werden geschlossen. Was nicht gespeichert ist, geht verloren.",
+    "Tous ses programmes seront fermés. Ce qui n’est pas enregistré sera perdu.",
+    "Se cerrarán todos sus programas. Lo que no esté guardado se perderá.",
+  ],
+
+  "numbers.state": ["State", "Zustand", "État", "Estado"],
+  "numbers.round-trip": ["Round trip", "Laufzeit", "Aller-retour", "Ida y vuelta"],
+  "numbers.frames": ["Pictures", "Bilder", "Images", "Imágenes"],
+  "numbers.received": ["Received", "Empfangen", "Reçu", "Recibido"],
+  "numbers.sent": ["Sent", "Gesendet", "Envoyé", "Enviado"],
+  "numbers.encoding": ["Encoding", "Kodierung", "Encodage", "Codificación"],
+  "numbers.size": ["Size", "Größe", "Taille", "Tamaño"],
+  "numbers.copy": [
+    "Copy for support",
+    "Für den Support kopieren",
+    "Copier pour l’assistance",
+    "Copiar para soporte",
+  ],
+
+  "unit.milliseconds": ["{n} ms", "{n} ms", "{n} ms", "{n} ms"],
+  "unit.seconds": ["{n} s", "{n} s", "{n} s", "{n} s"],
+  "unit.minutes": ["{n} min", "{n} min", "{n} min", "{n} min"],
+  "unit.hours": ["{n} h", "{n} h", "{n} h", "{n} h"],
+  "unit.frames": ["{n} a second", "{n} je Sekunde", "{n} par seconde", "{n} por segundo"],
+  "unit.bytes": ["{n} B/s", "{n} B/s", "{n} o/s", "{n} B/s"],
+  "unit.kilobytes": ["{n} kB/s", "{n} kB/s", "{n} ko/s", "{n} kB/s"],
+  "unit.megabytes": ["{n} MB/s", "{n} MB/s", "{n} Mo/s", "{n} MB/s"],
+} as const satisfies Record<string, Row>;
+
+export type TextKey = keyof typeof table;
 export type Values = Record<string, string | number>;
 export type Text = (key: TextKey, values?: Values) => string;
 
-const tables: Record<string, Record<TextKey, string>> = { en: english };
+/** Every key of the table, for who must know them all. */
+export const textKeys = Object.keys(table) as TextKey[];
 
 /** The cause codes that have a sentence of their own. */
-export const causeCodes: readonly string[] = Object.keys(english)
+export const causeCodes: readonly string[] = textKeys
   .filter((key) => key.startsWith("cause.") && key !== "cause.unknown")
   .map((key) => key.slice("cause.".length));
 
-/** Gives the look-up for the first of the reader's languages that has a table. */
-export function createText(languages: readonly string[]): Text {
-  const known = languages.map((tag) => tag.toLowerCase().split("-")[0] ?? "");
-  const language = known.find((tag) => Object.hasOwn(tables, tag)) ?? "en";
-  const table = tables[language] ?? english;
-  return (key, values = {}) => fill(table[key], values);
+/** The first of the reader's languages that the table has, else English. */
+export function chooseLanguage(wanted: readonly string[]): Language {
+  for (const tag of wanted) {
+    const known = languages.find((language) => language === tag.toLowerCase().split("-")[0]);
+    if (known !== undefined) {
+      return known;
+    }
+  }
+  return "en";
+}
+
+/** Gives the look-up in the first of the reader's languages that the table has. */
+export function createText(wanted: readonly string[]): Text {
+  const language = chooseLanguage(wanted);
+  const column = languages.indexOf(language);
+  // No grouping: most numbers here are codes.
+  const numbers = new Intl.NumberFormat(language, { useGrouping: false });
+  return (key, values = {}) =>
+    // A sentence with a hole says "?" rather than "undefined": the server may know less than it could.
+    (table[key][column] ?? "").replace(/\{(\w+)\}/g, (_, name: string) => {
+      const value = values[name] ?? "?";
+      return typeof value === "number" ? numbers.format(value) : value;
+    });
 }
 
 /** Tells a key of the table from any other string: markup names keys in data-text attributes. */
 export function isTextKey(key: string): key is TextKey {
-  return Object.hasOwn(english, key);
+  return Object.hasOwn(table, key);
 }
 
 /** Writes a time span as a person says it: 280 ms, 1.5 s, 2 min. */
@@ -139,7 +574,13 @@ export function formatDuration(ms: number, text: Text): string {
   return text("unit.hours", { n: Math.round(ms / 3_600_000) });
 }
 
-// A sentence with a hole says "?" rather than "undefined": the server may know less than it could.
-function fill(sentence: string, values: Values): string {
-  return sentence.replace(/\{(\w+)\}/g, (_, name: string) => String(values[name] ?? "?"));
+/** Writes a rate of bytes a second as a person says it. */
+export function formatRate(bytesPerSecond: number, text: Text): string {
+  if (bytesPerSecond < 1000) {
+    return text("unit.bytes", { n: Math.round(bytesPerSecond) });
+  }
+  if (bytesPerSecond < 1_000_000) {
+    return text("unit.kilobytes", { n: Math.round(bytesPerSecond / 1000) });
+  }
+  return text("unit.megabytes", { n: Math.round(bytesPerSecond / 100_000) / 10 });
 }

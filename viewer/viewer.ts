@@ -1,14 +1,27 @@
 // The page's wiring: finds the parts, makes the owners, and binds each listener once for life.
 
+import { Bar } from "./bar.ts";
 import { Card, isFocusFree } from "./card.ts";
 import { Clipboard } from "./clipboard.ts";
-import { byId } from "./dom.ts";
+import { byId, createIcon } from "./dom.ts";
+import logo from "./jupyter-logo.svg" with { type: "text" };
+import { Keyboard } from "./keyboard.ts";
+import { bindUnloadQuestion, createKeysPanel } from "./keys.ts";
+import { Meter } from "./meter.ts";
+import { createMoreMenu } from "./more.ts";
 import type { Notice } from "./notice.ts";
+import { Panels } from "./panels.ts";
 import { type Status, websocketUrl, withTicket } from "./rules.ts";
 import { Screen } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
+import { bindToggle } from "./settings.ts";
 import { askStatus, postOrder, StatusFeed } from "./status.ts";
-import { createText, isTextKey, type Text } from "./text.ts";
+import { Modifiers } from "./strokes.ts";
+import { chooseLanguage, createText, isTextKey, type Text } from "./text.ts";
+import { Toast } from "./toast.ts";
+import { TouchKeyboard } from "./touch.ts";
+import { Trackpad } from "./trackpad.ts";
+import { Zoom } from "./zoom.ts";
 
 const reloadedKey = "jupyter-desktop:reloaded-for";
 
@@ -16,21 +29,33 @@ const reloadedKey = "jupyter-desktop:reloaded-for";
 function start(): void {
   const { base = "./", version = "", ticket = "" } = document.body.dataset;
   const text = createText(navigator.languages);
+  document.documentElement.lang = chooseLanguage(navigator.languages);
   fillLabels(text);
+  drawIcons(base);
   const title = createTitle();
   const statusUrl = withTicket(`${base}desktop/api/status`, ticket);
   // By this word the page asks how its connection ended: a proxy may pass no close code on.
   const page = crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-  const clipboard = createClipboard(text, {
-    send: (value) => session.sendClipboard(value),
-    closed: () => session.focus(),
+  const panels = new Panels({
+    focusDesktop: () => session.focus(),
+    closed: () => bar.settle(),
   });
+  const bar: Bar = new Bar({
+    isPanelOpen: () => panels.isAnyOpen,
+    focusDesktop: () => session.focus(),
+    fullscreen: (isOn) => hands.fullscreen(isOn),
+  });
+  const meter = new Meter();
+  const toast = new Toast();
+  const clipboard = createClipboard(text, (value) => session.sendClipboard(value));
+  panels.on("clipboard", { opened: () => clipboard.opened(), closed: () => clipboard.closed() });
   const screen = new Screen(
     {
       container: byId("screen", HTMLElement),
       frame: byId("frame", HTMLElement),
       label: text("screen.label"),
+      meter,
     },
     { clipboard: (value) => clipboard.received(value), desktopName: title.setName },
   );
@@ -53,18 +78,59 @@ function start(): void {
     show: (state, notice) => {
       card.show(state, notice);
       title.setState(state, notice);
+      hands.forget();
       if (state === "connected") {
         clipboard.connected();
         takeFocus(session);
       }
     },
     forgetFrame: () => screen.forgetFrame(),
-    reload: () => location.reload(),
+    reload: () => {
+      unload.leave();
+      location.reload();
+    },
     isOutdated: (status) => isOutdated(status, version),
     ...browserPorts,
   });
+  const hands = createHands({ text, toast, session, bar, screen });
+  const unload = bindUnloadQuestion(() => session.state === "connected");
+  createMoreMenu({
+    ...{ text, toast, panels, meter, version },
+    healthUrl: `${base}healthz`,
+    state: () => session.state,
+    ask: () => askStatus(statusUrl),
+    order: (what) => postOrder(`${base}desktop/api/${what}`),
+    leaving: unload.leave,
+  });
   bindWakeUps(session);
   session.start();
+}
+
+/** Keyboard and fingers: all that sends keys and points. */
+function createHands(parts: {
+  text: Text;
+  toast: Toast;
+  session: Session;
+  bar: Bar;
+  screen: Screen;
+}) {
+  const { text, toast, session, bar, screen } = parts;
+  const container = byId("screen", HTMLElement);
+  const send: Session["sendKey"] = (keysym, code, isDown) => session.sendKey(keysym, code, isDown);
+  const modifiers = new Modifiers(send);
+  const keyboard = new Keyboard(container, { leave: () => bar.focus() });
+  const keysPanel = createKeysPanel({ text, toast, send, modifiers, keyboard });
+  const zoom = new Zoom(container, { zoomed: (isZoomed) => screen.setZoomed(isZoomed) });
+  const trackpad = new Trackpad(container, zoom);
+  new TouchKeyboard({ text, modifiers, send, focusDesktop: () => session.focus() });
+  bindToggle(byId("trackpad-entry", HTMLButtonElement), "trackpad", (isOn) => {
+    trackpad.isOn = isOn;
+  });
+  return {
+    fullscreen: keysPanel.fullscreen,
+    /** The connection changed: what was held down on the old one is not. */
+    forget: () => modifiers.forget(),
+  };
 }
 
 const browserPorts = {
@@ -118,14 +184,40 @@ function fillLabels(text: Text): void {
     }
     if (isTextKey(label)) {
       element.setAttribute("aria-label", text(label));
+      element.title = text(label);
     }
   }
 }
+
+function drawIcons(base: string): void {
+  const version = new URL(import.meta.url).search;
+  for (const element of document.querySelectorAll<HTMLElement>("[data-icon]")) {
+    const name = element.dataset.icon ?? "";
+    const file = name === "clipboard" ? "clipboard.svg" : "icons.svg";
+    element.prepend(createIcon(`${base}desktop/static/${file}${version}#${name}`));
+  }
+}
+
+// The logo, with a dot for the state: told apart in a row of tabs also without a name.
+const iconColours: Record<State, string> = {
+  connecting: "#868e99",
+  waiting: "#d68a00",
+  connected: "#1a9f45",
+  stopped: "#c5362b",
+};
 
 function createTitle() {
   const title = document.title;
   let name = "";
   let prefix = "";
+  const icon = document.querySelector<HTMLLinkElement>('link[rel="icon"]');
+  const drawIcon = (state: State) => {
+    const dot = `<circle cx="25" cy="25" r="6" fill="${iconColours[state]}" stroke="#fff"/></svg>`;
+    icon?.setAttribute(
+      "href",
+      `data:image/svg+xml,${encodeURIComponent(logo.replace("</svg>", dot))}`,
+    );
+  };
   const write = () => {
     document.title = `${prefix}${title}${name === "" ? "" : ` – ${name}`}`;
   };
@@ -135,6 +227,7 @@ function createTitle() {
       write();
     },
     setState: (state: State, notice: Notice | null) => {
+      drawIcon(state);
       prefix = state === "connected" ? "● " : "○ ";
       name = notice === null ? name : notice.title;
       write();
@@ -142,19 +235,15 @@ function createTitle() {
   };
 }
 
-function createClipboard(
-  text: Text,
-  ports: { send(value: string): boolean; closed(): void },
-): Clipboard {
+function createClipboard(text: Text, send: (value: string) => boolean): Clipboard {
   return new Clipboard(
     {
-      panel: byId("clipboard", HTMLElement),
       field: byId("clipboard-text", HTMLTextAreaElement),
       note: byId("clipboard-note", HTMLElement),
       copy: byId("clipboard-copy", HTMLButtonElement),
       paste: byId("clipboard-paste", HTMLButtonElement),
     },
-    { text, ...ports },
+    { text, send },
   );
 }
 
