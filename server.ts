@@ -8,8 +8,8 @@
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
  *   bunx jupyter-desktop install    put it into JupyterLab's launcher
  *
- * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, metrics, hub, routes, jupyter, setup,
- * doctor, run, main.
+ * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, hub, routes, jupyter,
+ * setup, doctor, run, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
  *   argv + env -> loadConfig -> Config -> main -> Supervisor, Bridge -> createApp -> Bun.serve
@@ -410,6 +410,13 @@ export const OPTIONS = {
     hint: "FILE",
     help: "file with the password of the VNC server that --vnc or --vnc-command names",
   },
+  clipboard: {
+    type: choice("both", "in", "out", "off"),
+    group: "Security",
+    hint: "WAY",
+    default: "both",
+    help: "which way text may be copied: in: only into the desktop; out: only out of it",
+  },
   token: {
     type: z.string().min(MIN_TOKEN_CHARS, `must have at least ${MIN_TOKEN_CHARS} characters`),
     group: "Security",
@@ -801,7 +808,7 @@ function accessRules({ unixSocket, auth, allowNoAuth }: Partial<Config>, given: 
 
 /** Rules between the options of the desktop: what cannot be done with somebody else's VNC server is no silence. */
 function desktopRules(config: Partial<Config>, given: Given): Rule[] {
-  const { vnc, vncCommand, idleExit, idleStop } = config;
+  const { vnc, vncCommand, idleExit, idleStop, clipboard } = config;
   const attached = vncCommand !== undefined || (vnc !== undefined && vnc.kind !== "auto");
   const attachedBy = vncCommand === undefined ? both("vnc") : both("vncCommand");
   return [
@@ -813,6 +820,10 @@ function desktopRules(config: Partial<Config>, given: Given): Rule[] {
       attached && given.has(name) && config[name] !== false,
       `${both(name)}: works only with the VNC server that jupyter-desktop starts itself, not with ${attachedBy}`,
     ]),
+    [
+      attached && (clipboard === "in" || clipboard === "off"),
+      `${both("clipboard")}: "${clipboard}" works only with the VNC server that jupyter-desktop starts itself: what ${attachedBy} sends cannot be held back; "out" works with both`,
+    ],
     [
       vnc?.kind === "auto" && !attached && given.has("vncPasswordFile"),
       `${both("vncPasswordFile")}: works only with ${both("vnc")} unix:/path or tcp:host:port; the VNC server that jupyter-desktop starts has no password, it has a private socket`,
@@ -1259,8 +1270,11 @@ const CLIENT_MESSAGES: Readonly<Record<number, MessageShape>> = {
     length: (bytes, at) => 6 + (bytes.readUInt8(at + 1) >> 7),
   },
   [CLIENT_MESSAGE.cutText]: {
-    header: 8, // a negative length is the extended clipboard's
-    length: (bytes, at) => 8 + Math.abs(bytes.readInt32BE(at + 4)),
+    header: 8, // a negative length is the extended clipboard's, whose actions come next
+    length: (bytes, at) => {
+      const size = bytes.readInt32BE(at + 4);
+      return size < 0 && bytes.length - at < 12 ? 0 : 8 + Math.abs(size);
+    },
   },
   150: always(10), // EnableContinuousUpdates
   [CLIENT_MESSAGE.fence]: { header: 9, length: (bytes, at) => 9 + bytes.readUInt8(at + 8) },
@@ -1291,7 +1305,14 @@ export interface FilterEvents {
   input(): void;
   /** May this viewer set the desktop's size now? */
   mayResize(): boolean;
+  /** May this viewer put text on the desktop's clipboard? */
+  mayPaste(): boolean;
+  /** What follows cannot be told apart, so that none of it may pass to a desktop that takes no text. */
+  unreadable(): void;
 }
+
+/** The actions of the extended clipboard that only ask for what is on the desktop: caps and request (rfbproto). */
+const CLIPBOARD_ASKS: readonly number[] = [1, 2];
 
 const EMPTY = Buffer.alloc(0);
 
@@ -1317,8 +1338,9 @@ export class ClientFilter {
   #phase: Phase = "version";
   /** The start of something whose end has not come. */
   #held: Buffer = EMPTY;
-  /** Bytes of a long message that are still to pass. */
+  /** Bytes of a long message that are still to pass, or to be left out. */
   #passing = 0;
+  #isBarred = false;
   #pointer = "";
   /** The size that this viewer wants, as its message. */
   #wanted: Buffer | undefined;
@@ -1334,23 +1356,21 @@ export class ClientFilter {
     this.#held = EMPTY;
     if (this.#passing === Number.POSITIVE_INFINITY) this.#events.input();
     const kept: Buffer[] = [];
-    let from = 0; // what stands before has been kept or left out
     let at = Math.min(this.#passing, bytes.length);
+    let from = this.#isBarred ? at : 0; // what stands before has been kept or left out
     this.#passing = Math.max(0, this.#passing - bytes.length);
     while (at < bytes.length) {
       const length = this.#lengthAt(bytes, at);
       if (length === 0) break;
-      const message = bytes.subarray(at, at + length);
-      const isSize = this.#isSize(message);
-      const before = isSize ? this.#size(message) : this.#look(message);
+      const { before, isOut } = this.#pass(bytes.subarray(at, at + length), length);
       if (before) kept.push(bytes.subarray(from, at), before);
-      if (isSize) from = at + length;
+      if (isOut) from = at + length;
       else if (before) from = at;
       this.#passing = Math.max(0, at + length - bytes.length);
       at = Math.min(at + length, bytes.length);
     }
     if (at < bytes.length) this.#held = bytes.subarray(at);
-    else if (kept.length === 0) return bytes;
+    else if (kept.length === 0 && from === 0) return bytes;
     return Buffer.concat([...kept, bytes.subarray(from, at)]);
   }
 
@@ -1359,6 +1379,23 @@ export class ClientFilter {
     return this.#phase === "messages" && this.#held.length === 0 && this.#passing === 0
       ? this.#wanted
       : undefined;
+  }
+
+  /** What goes to VNC before a message, and whether the message itself is left out. */
+  #pass(message: Buffer, length: number): { before: Buffer | undefined; isOut: boolean } {
+    const isUnknown = length === Number.POSITIVE_INFINITY;
+    this.#isBarred = (isUnknown || this.#isText(message)) && !this.#events.mayPaste();
+    if (this.#isBarred && isUnknown) this.#events.unreadable();
+    if (this.#isBarred) return { before: EMPTY, isOut: true };
+    if (this.#isSize(message)) return { before: this.#size(message), isOut: true };
+    return { before: this.#look(message), isOut: false };
+  }
+
+  /** Text for the desktop's clipboard, or word that there is some. */
+  #isText(message: Buffer): boolean {
+    if (this.#phase !== "messages" || message[0] !== CLIENT_MESSAGE.cutText) return false;
+    const isExtended = message.readInt32BE(4) < 0;
+    return !isExtended || !CLIPBOARD_ASKS.includes(message[8] ?? 0);
   }
 
   #isSize(message: Buffer): boolean {
@@ -1416,7 +1453,7 @@ export class ClientFilter {
     if (message[0] !== CLIENT_MESSAGE.pointer) {
       return (
         message[0] === CLIENT_MESSAGE.key ||
-        message[0] === CLIENT_MESSAGE.cutText ||
+        this.#isText(message) ||
         (message[0] === CLIENT_MESSAGE.qemu && message[1] === 0)
       );
     }
@@ -1463,6 +1500,7 @@ export const CLOSE = {
   textFrame: 1003,
   vncLost: 1011,
   tooLarge: 1009,
+  malformed: 4400,
   paused: 4408,
   desktopEnded: 4410,
   desktopCrashed: 4411,
@@ -1503,6 +1541,7 @@ interface SessionOwner {
   readonly idleDisconnectMs: number;
   readonly traffic: Traffic;
   input(session: Session): void;
+  readonly mayPaste: boolean;
   mayResize(session: Session): boolean;
   ended(session: Session): void;
 }
@@ -1553,6 +1592,8 @@ export class Session {
         owner.input(this);
       },
       mayResize: () => owner.mayResize(this),
+      mayPaste: () => owner.mayPaste,
+      unreadable: () => this.end(CLOSE.malformed, "not RFB 3.7 or 3.8 as this server knows it"),
     });
   }
 
@@ -1800,12 +1841,15 @@ export interface BridgeOptions {
   readonly maxViewers: number;
   /** Without input for so long a viewer is paused; 0: never. */
   readonly idleDisconnectMs: number;
+  /** May viewers put text on the desktop's clipboard? */
+  readonly mayPaste: boolean;
 }
 
 const BRIDGE_DEFAULTS: BridgeOptions = {
   sizeLimit: { width: 8192, height: 8192, pixels: MAX_DESKTOP_PIXELS },
   maxViewers: MAX_VIEWERS,
   idleDisconnectMs: 0,
+  mayPaste: true,
 };
 
 /** The sessions of one desktop, and which of them drives its size: the one that was used last. */
@@ -1850,6 +1894,10 @@ export class Bridge implements SessionOwner {
 
   get idleDisconnectMs(): number {
     return this.#options.idleDisconnectMs;
+  }
+
+  get mayPaste(): boolean {
+    return this.#options.mayPaste;
   }
 
   /** Calls `listener` when a viewer came or left; returns what ends that. */
@@ -1961,6 +2009,8 @@ export interface Running {
   readonly display: string | null;
   readonly vnc: string | null;
   readonly exited: Promise<Cause>;
+  /** What its own programs have in their environment; undefined while there are none, or they are not ours. */
+  env?(): Record<string, string> | undefined;
   stop(): Promise<void>;
 }
 
@@ -2113,6 +2163,11 @@ export class Supervisor {
     };
   }
 
+  /** The environment of a program on the desktop: undefined when none is up, or when it is somebody else's. */
+  get desktopEnv(): Record<string, string> | undefined {
+    return this.#state === "ready" ? this.#running?.env?.() : undefined;
+  }
+
   /** Calls `listener` after every transition; returns what ends that. */
   onChange(listener: () => void): () => void {
     this.#listeners.add(listener);
@@ -2260,6 +2315,7 @@ export interface DesktopOptions {
   readonly keep?: boolean;
   /** Its programs get JupyterHub's variables. */
   readonly passHubToken?: boolean;
+  readonly clipboard?: Config["clipboard"];
   readonly abort?: AbortSignal;
 }
 
@@ -2279,6 +2335,20 @@ function markedPids(mark: string): number[] {
       return []; // ended meanwhile, or another user's
     }
   });
+}
+
+/**
+ * The environment that the programs of a desktop have: of its session, once there is one, since that has the address
+ * of its D-Bus; before, that of the script that starts it.
+ */
+function markedEnv(mark: string): Record<string, string> | undefined {
+  const found = markedPids(mark).flatMap((pid) => {
+    const entries = readIfThere(`/proc/${pid}/environ`).split("\0").filter(Boolean);
+    const pairs = entries.map((entry) => [entry.split("=", 1)[0], entry.replace(/^.*?=/s, "")]);
+    const env: Record<string, string> = Object.fromEntries(pairs);
+    return env.DISPLAY ? [env] : [];
+  });
+  return found.find((env) => env.DBUS_SESSION_BUS_ADDRESS) ?? found[0];
 }
 
 function signalAll(pids: readonly number[], signal: NodeJS.Signals): void {
@@ -2377,6 +2447,7 @@ const keptDesktop = z.object({
   /** Start times of both processes: a process id alone is used again, in a container soon. */
   vncStart: z.string(),
   sessionStart: z.string(),
+  clipboard: z.string(),
 });
 type KeptDesktop = z.output<typeof keptDesktop>;
 
@@ -2410,13 +2481,19 @@ const isAlive = ({ vncPid, vncStart, sessionPid, sessionStart }: KeptDesktop) =>
   processStart(vncPid) === vncStart && processStart(sessionPid) === sessionStart;
 
 /** The desktop that an earlier server left, if it is alive and is the one that the file tells of. */
-async function adoptKept({ runtimeDir, tail }: DesktopOptions): Promise<Running | undefined> {
+async function adoptKept({
+  runtimeDir,
+  tail,
+  clipboard,
+}: DesktopOptions): Promise<Running | undefined> {
   const kept = readKept(runtimeDir);
   if (!kept) return undefined;
   const { mark, display, vnc, vncPid, sessionPid, vncStart } = kept;
   const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
   const pids = markedPids(mark);
+  // Xvnc was told at its start what may be copied: one that was told otherwise is not taken back.
   if (
+    kept.clipboard !== (clipboard ?? "both") ||
     !isAlive(kept) ||
     !pids.includes(vncPid) ||
     !pids.includes(sessionPid) ||
@@ -2441,7 +2518,7 @@ async function adoptKept({ runtimeDir, tail }: DesktopOptions): Promise<Running 
     clearInterval(watch);
     await endKept(mark, runtimeDir);
   };
-  return { target, display, vnc, exited, stop };
+  return { target, display, vnc, exited, stop, env: () => markedEnv(mark) };
 }
 
 const SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -2519,35 +2596,40 @@ const PACKAGES = {
     refresh: "apt-get update",
     install: "apt-get install -y --no-install-recommends",
     vnc: "tigervnc-standalone-server",
+    tools: "x11-xkb-utils x11-xserver-utils",
     desktop:
       "xfce4 xfce4-terminal dbus-x11 x11-xserver-utils adwaita-icon-theme librsvg2-common fonts-dejavu-core libgl1-mesa-dri",
   },
   dnf: {
     install: "dnf install -y",
     vnc: "tigervnc-server-minimal",
+    tools: "setxkbmap xrdb",
     desktop:
       "xfce4-session xfwm4 xfdesktop xfce4-panel xfce4-settings xfce4-terminal Thunar dbus-daemon xset dejavu-sans-fonts",
   },
   apk: {
     install: "apk add",
     vnc: "tigervnc",
+    tools: "setxkbmap xrdb",
     desktop: "xfce4 xfce4-terminal dbus dbus-x11 xset font-dejavu adwaita-icon-theme",
   },
   pacman: {
     install: "pacman -Sy --needed --noconfirm",
     vnc: "tigervnc",
+    tools: "xorg-setxkbmap xorg-xrdb",
     desktop: "xfce4 xfce4-terminal xorg-xset ttf-dejavu",
   },
   zypper: {
     install: "zypper --non-interactive install --no-recommends",
     vnc: "xorg-x11-Xvnc",
+    tools: "setxkbmap xrdb",
     desktop:
       "xfce4-session xfwm4 xfdesktop xfce4-panel xfce4-settings xfce4-terminal thunar dbus-1 xset dejavu-fonts",
   },
 };
 
 type PackageManager = keyof typeof PACKAGES;
-type PackageGroup = "vnc" | "desktop";
+type PackageGroup = "vnc" | "desktop" | "tools";
 
 /** The command lines that install these groups here; undefined without a package manager that is known. */
 export function installLines(
@@ -2623,6 +2705,12 @@ export function xvncArgs(xvnc: Xvnc, options: DesktopOptions): string[] {
       // All viewers come from one host to it: five that left early would lock out everybody for seconds.
       ["-BlacklistThreshold=1000000"],
     );
+  const { clipboard = "both" } = options;
+  const isTurbo = xvnc.kind === "TurboVNC";
+  if (clipboard === "out" || clipboard === "off")
+    own.push(isTurbo ? ["-noclipboardrecv"] : ["-AcceptCutText=0", "-SetPrimary=0"]);
+  if (clipboard === "in" || clipboard === "off")
+    own.push(isTurbo ? ["-noclipboardsend"] : ["-SendCutText=0"]); // SendPrimary is off anyway
   return [...own.flat(), ...options.vncArgs];
 }
 
@@ -2785,10 +2873,12 @@ export async function launchDesktop(options: DesktopOptions): Promise<Running> {
     if (typeof server.out === "number") fs.closeSync(server.out);
     const vnc = `${xvnc.kind} ${xvnc.version}`.trim();
     const starts = { vncStart: processStart(server.pid), sessionStart: processStart(session.pid) };
-    const kept = { mark, display, vnc, vncPid: server.pid, sessionPid: session.pid, ...starts };
+    const pids = { vncPid: server.pid, sessionPid: session.pid };
+    const kept = { mark, display, vnc, clipboard: options.clipboard ?? "both", ...pids, ...starts };
     if (keep) fs.writeFileSync(keptFile(runtimeDir), JSON.stringify(kept), { mode: 0o600 });
     const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
-    return { target, display, vnc, exited: Promise.race([server.exited, session.exited]), stop };
+    const exited = Promise.race([server.exited, session.exited]);
+    return { target, display, vnc, exited, stop, env: () => markedEnv(mark) };
   } catch (error) {
     await stop();
     throw error instanceof VncError ? error : placeError(runtimeDir, error);
@@ -2925,6 +3015,155 @@ export function chooseRuntimeDir(name: string, env: NodeJS.ProcessEnv): string {
       error: "every path is too long for a socket",
     })
   );
+}
+
+// --- settings ---
+// Keyboard layout and scale of a desktop that runs, by the programs that set them there.
+
+/** A keyboard layout that X knows; the titles are X's own. */
+export interface Layout {
+  readonly name: string;
+  readonly title: string;
+  readonly variants: readonly { readonly name: string; readonly title: string }[];
+}
+
+const XKB_RULES = ["base", "evdev"].map((name) => `/usr/share/X11/xkb/rules/${name}.lst`);
+
+/** Reads X's list of layouts: "! layout" begins lines of name and title, "! variant" those of name, layout, title. */
+export function parseLayouts(rules: string): Layout[] {
+  const parts = rules.split(/^! */m);
+  const lines = (part: string) =>
+    (parts.find((text) => text.startsWith(`${part}\n`)) ?? "").split("\n").slice(1);
+  const variants = lines("variant").flatMap((line) => {
+    const [, name, layout, title] = /^ +(\S+) +(\w+): (.+)$/.exec(line) ?? [];
+    return name && layout && title ? [{ name, layout, title }] : [];
+  });
+  return lines("layout").flatMap((line) => {
+    const [, name, title] = /^ +(\w+) +(.+)$/.exec(line) ?? [];
+    if (!name || !title) return [];
+    const own = variants.filter(({ layout }) => layout === name);
+    return [{ name, title, variants: own.map(({ name, title }) => ({ name, title })) }];
+  });
+}
+
+type DesktopEnv = Readonly<Record<string, string>>;
+
+/**
+ * Runs a program of the desktop's to its end; what it printed.
+ * @throws VncError when it is not installed, or fails.
+ */
+async function runTool(env: DesktopEnv, command: [string, ...string[]], input = "") {
+  const [program, ...args] = command;
+  const file = Bun.which(program, { PATH: env.PATH ?? SYSTEM_PATH });
+  if (!file) throw new VncError("no-program", { program, command: installCommand("tools") });
+  const child = Bun.spawn([file, ...args], {
+    env,
+    stdio: [Buffer.from(input), "pipe", "pipe"],
+    timeout: DIAL_TIMEOUT_MS,
+  });
+  const [said, error] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  if ((await child.exited) === 0) return said;
+  throw new VncError("program-failed", { program, error: error.trim().slice(0, LOG_LINE_CHARS) });
+}
+
+/** The layouts to choose from, and the one that is set: the first, where there are several. */
+async function readKeyboard(env: DesktopEnv) {
+  const said = await runTool(env, ["setxkbmap", "-query"]);
+  const first = (name: string) => new RegExp(`^${name}: +([^,\\s]*)`, "m").exec(said)?.[1] ?? "";
+  const rules = XKB_RULES.map(readIfThere).find(Boolean) ?? "";
+  return { layout: first("layout"), variant: first("variant"), layouts: parseLayouts(rules) };
+}
+
+const keyboardChoice = z.object({
+  layout: z.string().regex(/^\w{1,40}$/),
+  variant: z
+    .string()
+    .regex(/^[\w-]{0,40}$/)
+    .default(""),
+});
+
+/** Sets a layout, if it is one that X knows. */
+async function setKeyboard(env: DesktopEnv, choice: z.output<typeof keyboardChoice>) {
+  const { layout, variant } = choice;
+  const { layouts } = await readKeyboard(env);
+  const known = layouts.find(({ name }) => name === layout);
+  if (!known || (variant && !known.variants.some(({ name }) => name === variant)))
+    throw new VncError("unknown-layout", { layout, variant });
+  await runTool(env, ["setxkbmap", "-layout", layout, "-variant", variant]);
+  return { layout, variant };
+}
+
+const scaleChoice = z.object({ factor: z.number().min(1).max(4) });
+
+const X_DPI = 96; // what X programs take for the scale of 1
+
+/**
+ * Makes the programs of the desktop draw larger, for a screen with small pixels. A factor of 1 takes back what was set
+ * here before, and leaves alone what the person set.
+ */
+async function setScale(env: DesktopEnv, { factor }: z.output<typeof scaleChoice>) {
+  if (env.XDG_CURRENT_DESKTOP === "XFCE" && env.DBUS_SESSION_BUS_ADDRESS) {
+    await scaleXfce(env, factor);
+    return { factor };
+  }
+  // Programs that start from now on read this; it is all that desktops have in common.
+  const isSet = /^Xft\.dpi:/m.test(await runTool(env, ["xrdb", "-query"]));
+  const dpi = Math.round(X_DPI * factor);
+  if (factor > 1 || isSet) await runTool(env, ["xrdb", "-merge"], `Xft.dpi: ${dpi}\n`);
+  return { factor };
+}
+
+/** GTK takes whole factors for all that it draws, and letters of any size besides. */
+async function scaleXfce(env: DesktopEnv, factor: number): Promise<void> {
+  const xfconf = (channel: string, name: string, ...more: string[]) =>
+    runTool(env, ["xfconf-query", "-c", channel, "-p", name, ...more]);
+  const get = (channel: string, name: string) =>
+    xfconf(channel, name).then(
+      (said) => said.trim(),
+      () => "", // it fails for what is not set
+    );
+  const set = (channel: string, name: string, value: string | number) =>
+    xfconf(
+      channel,
+      name,
+      "-n",
+      "-t",
+      typeof value === "number" ? "int" : "string",
+      "-s",
+      `${value}`,
+    );
+  const [ours, whole] = ["jupyter-desktop", Math.floor(factor)] as const;
+  const [last = "", lastMark] = (await get(ours, "/scale")).split(" ");
+  const isSame = Number(last || 1) === factor && (lastMark === env[MARK] || !last);
+  if (isSame) return;
+  if (!last) {
+    const [scale, dpi] = await Promise.all([
+      get("xsettings", "/Gdk/WindowScalingFactor"),
+      get("xsettings", "/Xft/DPI"),
+    ]);
+    await set(ours, "/before", `${scale || 1} ${dpi || X_DPI}`);
+  }
+  const [scale = 1, dpi = X_DPI] =
+    factor > 1
+      ? [whole, Math.round((X_DPI * factor) / whole)]
+      : (await get(ours, "/before")).split(" ").map(Number);
+  await set("xsettings", "/Gdk/WindowScalingFactor", scale);
+  await set("xsettings", "/Xft/DPI", dpi); // never without one: XFCE takes that for 50
+  if (/^Default(-xhdpi)?$/.test(await get("xfwm4", "/general/theme")))
+    await set("xfwm4", "/general/theme", scale > 1 ? "Default-xhdpi" : "Default");
+  if (factor > 1) await set(ours, "/scale", `${factor} ${env[MARK]}`);
+  else await xfconf(ours, "/scale", "-r");
+  const wasWhole = lastMark === env[MARK] ? Math.floor(Number(last)) : 1;
+  if (wasWhole !== scale) await restartXfceParts(env);
+}
+
+/** XFCE's panel and desktop are the two GTK programs that see a change of the scale only at their start. */
+async function restartXfceParts(env: DesktopEnv): Promise<void> {
+  const running = markedPids(env[MARK] ?? "").map((pid) => readIfThere(`/proc/${pid}/comm`).trim());
+  if (running.includes("xfce4-panel")) await runTool(env, ["xfce4-panel", "-r"]);
+  if (!running.includes("xfdesktop")) return;
+  await runTool(env, ["xfdesktop", "-Q"]);
+  Bun.spawn(["xfdesktop"], { env, stdio: ["ignore", "ignore", "ignore"], detached: true }).unref();
 }
 
 // --- metrics ---
@@ -3289,6 +3528,7 @@ export interface AppOptions {
   readonly policy: AuthPolicy;
   readonly cookieName: string;
   readonly vncPassword: string | undefined;
+  readonly clipboard?: Config["clipboard"];
   readonly assets: ViewerAssets;
   readonly supervisor: Supervisor;
   readonly bridge: Bridge;
@@ -3711,13 +3951,13 @@ function mountHub(app: Hono<Env>, options: AppOptions, hub: Hub): void {
 
 /** The page: the base and desktop/. */
 function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
-  const { assets, title, baseUrl, supervisor, hub, policy } = options;
+  const { assets, title, baseUrl, supervisor, hub, policy, clipboard = "both" } = options;
   if (isUpgrade(c)) return upgrade(c, options);
   if (wantsPage(c)) supervisor.visit();
   const base_url = relativeBase(c.req.path, baseUrl);
   const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
   const ticket = c.get("ticket") ?? "";
-  const more = { hub_home: hub?.url("home") ?? "", ticket, auth: policy.kind };
+  const more = { hub_home: hub?.url("home") ?? "", ticket, auth: policy.kind, clipboard };
   const values = { title, base_url, version: VERSION, hash: assets.hash, home, ...more };
   // A page of the same origin could take the ticket out of the browser's cache.
   const cache = ticket ? "no-store" : "no-cache";
@@ -3769,6 +4009,37 @@ function fullStatus({ supervisor, bridge }: AppOptions) {
   return { ...status, ...why, viewers: bridge.size, version: VERSION };
 }
 
+/** Which of these causes is the asker's own, and which is the machine's. */
+const SETTING_STATUS = {
+  "unknown-layout": 400,
+  "no-program": 501,
+  "not-own-desktop": 409,
+} as const;
+
+/** A handler that reads or sets something on a desktop of our own, and answers what went wrong with a code. */
+function onDesktop<T extends z.ZodType>(
+  { supervisor, log }: AppOptions,
+  body: T,
+  work: (env: DesktopEnv, body: z.output<T>) => Promise<object>,
+): Handler {
+  return async (c) => {
+    const isPost = c.req.raw.method === "POST";
+    const given = body.safeParse(isPost ? await c.req.json().catch(() => undefined) : undefined);
+    if (!given.success) return c.json({ cause: "bad-request", detail: {} }, 400);
+    try {
+      const env = supervisor.desktopEnv;
+      if (!env) throw new VncError("not-own-desktop");
+      return c.json(await work(env, given.data), 200, { "cache-control": "no-store" });
+    } catch (error) {
+      if (!(error instanceof VncError)) throw error;
+      const { code: cause, detail } = error.reason;
+      log("warn", "setting failed", { path: c.req.path, cause, ...detail });
+      const status = SETTING_STATUS[cause as keyof typeof SETTING_STATUS] ?? 502;
+      return c.json({ cause, detail }, status);
+    }
+  };
+}
+
 /** The whole HTTP side: a Hono app, with Bun's server in its bindings. */
 export function createApp(options: AppOptions): Hono<Env> {
   const { assets, supervisor, log } = options;
@@ -3807,6 +4078,13 @@ export function createApp(options: AppOptions): Hono<Env> {
   mount(app, "/desktop/api/restart", { POST: act(() => supervisor.restart()) });
   mount(app, "/logout", { POST: (c) => logout(c, options) });
   mount(app, "/desktop/static/manifest.webmanifest", { GET: (c) => serveManifest(c, options) });
+  app.use("/desktop/api/keyboard", bodyLimit({ maxSize: MAX_FORM_BYTES }));
+  app.use("/desktop/api/scale", bodyLimit({ maxSize: MAX_FORM_BYTES }));
+  mount(app, "/desktop/api/keyboard", {
+    GET: onDesktop(options, z.undefined(), readKeyboard),
+    POST: onDesktop(options, keyboardChoice, setKeyboard),
+  });
+  mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, setScale) });
   for (const [name, asset] of openAssets(assets)) {
     mount(app, `/desktop/static/${name}`, { GET: (c) => serveAsset(c, asset, assets.hash) });
   }
@@ -4572,10 +4850,10 @@ function chooseLaunch(config: Config, { env, tail, name }: Served): Launch {
   const { vnc, vncCommand } = config;
   if (vnc.kind !== "auto" && vncCommand === undefined) return attach(vnc);
   return async (abort) => {
-    const { geometry, vncArg: vncArgs, xstartup, keep, passHubToken } = config;
+    const { geometry, vncArg: vncArgs, xstartup, keep, passHubToken, clipboard } = config;
     const runtimeDir = chooseRuntimeDir(name, env);
     const desktop = { runtimeDir, geometry, vncArgs, xstartup, env, tail, keep, abort };
-    const options = { ...desktop, passHubToken };
+    const options = { ...desktop, passHubToken, clipboard };
     if (vncCommand === undefined) return launchDesktop(options);
     const own: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
     return launchCommand(vncCommand, vnc.kind === "auto" ? own : vnc, options);
@@ -4808,7 +5086,8 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   const served = { env, log, tail, name };
   const { maxSize: sizeLimit, maxViewers, idleDisconnect: idleDisconnectMs } = config;
   const supervisor = new Supervisor(chooseLaunch(config, served), tail, log);
-  const bridge = new Bridge(log, { sizeLimit, maxViewers, idleDisconnectMs });
+  const mayPaste = config.clipboard === "both" || config.clipboard === "in";
+  const bridge = new Bridge(log, { sizeLimit, maxViewers, idleDisconnectMs, mayPaste });
   supervisor.onChange(() => closeViewers(supervisor, bridge));
   watchIdle(config.idleStop, bridge, () => {
     void supervisor.stop("idle").then(() => (config.idleExit || config.hub) && stop());
@@ -4817,6 +5096,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     title: config.title,
     cookieName: `jupyter-desktop-${server.port ?? "unix"}`, // a browser sends cookies to all ports of a host
     vncPassword: config.vncPassword,
+    clipboard: config.clipboard,
     assets,
     supervisor,
     bridge,

@@ -55,6 +55,7 @@ const ENV_NAMES: Record<OptionName, string> = {
   name: "JUPYTER_DESKTOP_NAME",
   title: "JUPYTER_DESKTOP_TITLE",
   vncPasswordFile: "JUPYTER_DESKTOP_VNC_PASSWORD_FILE",
+  clipboard: "JUPYTER_DESKTOP_CLIPBOARD",
   token: "JUPYTER_DESKTOP_TOKEN",
   tokenFile: "JUPYTER_DESKTOP_TOKEN_FILE",
   auth: "JUPYTER_DESKTOP_AUTH",
@@ -227,6 +228,13 @@ const PRECEDENCE: Record<
     fromEnv: otherTokenFile,
     byDefault: undefined,
     besides: ["--vnc", "tcp:vnc.test:5901"],
+  },
+  clipboard: {
+    flag: ["--clipboard", "in"],
+    env: "off",
+    fromFlag: "in",
+    fromEnv: "off",
+    byDefault: "both",
   },
   tokenFile: {
     flag: ["--token-file", tokenFile],
@@ -732,6 +740,13 @@ describe("loadConfig weighs options against each other and", () => {
       "keep",
       `${OWN_ONLY}, not with ${both("vncCommand")}`,
     ],
+    [["--vnc", "tcp:h:1", "--clipboard", "in"], {}, "clipboard", `"in" ${OWN_ONLY}`],
+    [
+      ["--vnc-command", "c"],
+      { JUPYTER_DESKTOP_CLIPBOARD: "off" },
+      "clipboard",
+      `"off" ${OWN_ONLY}: what ${both("vncCommand")} sends`,
+    ],
     [["--vnc-password-file", tokenFile], {}, "vncPasswordFile", `works only with ${both("vnc")}`],
     [["--idle-exit"], {}, "idleExit", `needs ${both("idleStop")} with a time`],
     [["--idle-exit", "--idle-stop", "off"], {}, "idleExit", `needs ${both("idleStop")}`],
@@ -752,6 +767,7 @@ describe("loadConfig weighs options against each other and", () => {
     [["--vnc-command", "c", "--vnc", "tcp:h:1"], {}],
     [["--vnc-command", "c", "--vnc-password-file", tokenFile], {}],
     [["--vnc", "auto", "--geometry", "800x600", "--xstartup", "x", "--vnc-arg=-a", "--keep"], {}],
+    [["--vnc", "tcp:h:1", "--clipboard", "out"], {}],
     [["--idle-exit"], { JUPYTER_DESKTOP_IDLE_STOP: "30m" }],
     [["--vnc", "tcp:h:1", "--idle-stop", "1h", "--max-size", "800x600", "--max-viewers", "1"], {}],
   ])("allows %j with %j", (argv, env) => {

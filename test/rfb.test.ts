@@ -45,9 +45,14 @@ const continuous = Buffer.from([150, 1, 0, 0, 0, 0, 4, 0, 3, 0]);
 const xvp = Buffer.from([250, 0, 1, 2]);
 
 /** A filter, what it let through, and how often it told of input. */
-function filterWith(mayResize: () => boolean = () => true) {
-  const seen = { input: 0 };
-  const filter = new ClientFilter(limit, { input: () => seen.input++, mayResize });
+function filterWith(mayResize: () => boolean = () => true, mayPaste = () => true) {
+  const seen = { input: 0, unreadable: 0 };
+  const filter = new ClientFilter(limit, {
+    input: () => seen.input++,
+    mayResize,
+    mayPaste,
+    unreadable: () => seen.unreadable++,
+  });
   return { filter, seen };
 }
 
@@ -183,6 +188,41 @@ describe("ClientFilter", () => {
       expect(feed(filter, key(98), chunk).equals(key(98))).toBe(true);
     },
   );
+
+  test.each([1, 5, 12, 64, 100_000])(
+    "leaves out text for a desktop that takes none, but not what asks for text, in pieces of %d",
+    (chunk) => {
+      const { filter, seen } = filterWith(undefined, () => false);
+      const extended = (action: number) => {
+        const message = cutText(-40);
+        message.writeUInt32BE(((action << 24) | 1) >>> 0, 8);
+        return message;
+      };
+      const [caps, asks, peeks, notifies, provides] = [1, 2, 4, 8, 16].map(extended);
+      const asked = [handshake, key(97), caps, key(98), asks, key(99)] as Buffer[];
+      const text = [cutText(300), peeks, notifies, provides, cutText(0), cutText(2)] as Buffer[];
+      const [first, ...others] = asked as [Buffer, ...Buffer[]];
+      const mixed = Buffer.concat([
+        first,
+        ...others.flatMap((message, at) => [message, ...text.slice(at)]),
+        key(100),
+      ]);
+      const passed = feed(filter, mixed, chunk);
+      expect(passed.equals(Buffer.concat([...asked, key(100)]))).toBe(true);
+      expect(seen).toEqual({ input: 4, unreadable: 0 });
+    },
+  );
+
+  test.each([
+    ["a viewer of RFB 3.3", Buffer.from("RFB 003.003\n\x01more")],
+    ["an unknown message", Buffer.concat([handshake, Buffer.from([77]), cutText(5)])],
+  ])("passes nothing of %s to a desktop that takes no text", (_, bytes) => {
+    const { filter, seen } = filterWith(undefined, () => false);
+    const passed = feed(filter, bytes);
+    expect(handshake.subarray(0, passed.length).equals(passed)).toBe(true);
+    expect(feed(filter, cutText(5)).length).toBe(0);
+    expect(seen.unreadable).toBe(1);
+  });
 
   test("gives the wanted size only between two messages", () => {
     const { filter } = filterWith(() => false);

@@ -351,6 +351,19 @@ describe("The VNC server", () => {
     expect(xvnc && args(xvnc).join(" ")).toContain(" -rfbport -1 ");
   });
 
+  test.each([
+    ["both", "", ""],
+    ["in", "-SendCutText=0", "-noclipboardsend"],
+    ["out", "-AcceptCutText=0 -SetPrimary=0", "-noclipboardrecv"],
+    ["off", "-AcceptCutText=0 -SetPrimary=0 -SendCutText=0", "-noclipboardrecv -noclipboardsend"],
+  ] as const)("is told of --clipboard %s in its own words", (clipboard, tiger, turbo) => {
+    const told = (kind: Xvnc["kind"]) =>
+      xvncArgs({ file: "Xvnc", kind, version: "" }, { ...OPTIONS, clipboard })
+        .filter((arg) => /CutText|SetPrimary|noclipboard/.test(arg))
+        .join(" ");
+    expect([told("TigerVNC"), told("TurboVNC")]).toEqual([tiger, turbo]);
+  });
+
   test("is not found where there is none", async () => {
     using dir = tempDir();
     expect(await findXvnc(dir.path)).toBeUndefined();
