@@ -16,6 +16,8 @@ interface Parts {
   frame: HTMLElement;
   label: string;
   meter: Meter;
+  /** Whether this viewer may only watch. */
+  isWatching: boolean;
 }
 
 // A line that answers at all answers in this time; a dead one may stay silent for many minutes.
@@ -61,8 +63,11 @@ export class Screen {
   setZoomed(isZoomed: boolean): void {
     this.#isZoomed = isZoomed;
     if (this.#line !== null) {
-      this.#line.rfb.scaleViewport = isZoomed;
-      this.#line.rfb.resizeSession = !isZoomed;
+      // Who watches has the size that others set.
+      const isScaled = isZoomed || this.#parts.isWatching;
+      this.#line.rfb.viewOnly = this.#parts.isWatching;
+      this.#line.rfb.scaleViewport = isScaled;
+      this.#line.rfb.resizeSession = !isScaled;
     }
   }
 

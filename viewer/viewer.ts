@@ -5,6 +5,7 @@ import { Card, isFocusFree } from "./card.ts";
 import { Clipboard } from "./clipboard.ts";
 import { byId, createIcon } from "./dom.ts";
 import logo from "./jupyter-logo.svg" with { type: "text" };
+import { bindDrop, createFiles } from "./files.ts";
 import { Keyboard } from "./keyboard.ts";
 import { bindUnloadQuestion, createKeysPanel } from "./keys.ts";
 import { Meter } from "./meter.ts";
@@ -15,9 +16,10 @@ import { type Status, websocketUrl, withTicket } from "./rules.ts";
 import { Screen } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
 import { bindToggle } from "./settings.ts";
+import { Share } from "./share.ts";
 import { askStatus, postOrder, StatusFeed } from "./status.ts";
 import { Modifiers } from "./strokes.ts";
-import { chooseLanguage, createText, isTextKey, type Text } from "./text.ts";
+import { chooseLanguage, createText, isTextKey, type Text, type TextKey } from "./text.ts";
 import { Toast } from "./toast.ts";
 import { TouchKeyboard } from "./touch.ts";
 import { Trackpad } from "./trackpad.ts";
@@ -27,15 +29,12 @@ const reloadedKey = "jupyter-desktop:reloaded-for";
 
 /** Starts the page. */
 function start(): void {
-  const { base = "./", version = "", ticket = "" } = document.body.dataset;
-  const text = createText(navigator.languages);
-  document.documentElement.lang = chooseLanguage(navigator.languages);
-  fillLabels(text);
-  drawIcons(base);
+  const { base = "./", version = "", role = "owner", ticket = "" } = document.body.dataset;
+  const text = role === "owner" ? createText(navigator.languages) : guestText(role);
+  dress(text, base);
   const title = createTitle();
   const statusUrl = withTicket(`${base}desktop/api/status`, ticket);
-  // By this word the page asks how its connection ended: a proxy may pass no close code on.
-  const page = crypto.getRandomValues(new Uint32Array(4)).join("-");
+  const { socketUrl, ...calls } = createCalls(base, ticket);
 
   const panels = new Panels({
     focusDesktop: () => session.focus(),
@@ -50,13 +49,8 @@ function start(): void {
   const toast = new Toast();
   const clipboard = createClipboard(text, (value) => session.sendClipboard(value));
   panels.on("clipboard", { opened: () => clipboard.opened(), closed: () => clipboard.closed() });
-  const screen = new Screen(
-    {
-      container: byId("screen", HTMLElement),
-      frame: byId("frame", HTMLElement),
-      label: text("screen.label"),
-      meter,
-    },
+  const screen = createScreen(
+    { label: text("screen.label"), meter, isWatching: role === "watch" },
     { clipboard: (value) => clipboard.received(value), desktopName: title.setName },
   );
   const card = createCard(text, (action) => session.act(action));
@@ -67,15 +61,11 @@ function start(): void {
   );
   const session: Session = new Session({
     text,
-    connect: (events) =>
-      screen.connect(
-        withTicket(`${websocketUrl(location.href, base)}?page=${page}`, ticket),
-        events,
-      ),
-    ask: () => askStatus(withTicket(`${base}desktop/api/status?page=${page}`, ticket)),
-    order: (what) => postOrder(withTicket(`${base}desktop/api/${what}`, ticket)),
+    connect: (events) => screen.connect(socketUrl, events),
+    ...calls,
     feed,
-    show: (state, notice) => {
+    show: (state, told) => {
+      const notice = role === "owner" ? told : withoutOrders(told);
       card.show(state, notice);
       title.setState(state, notice);
       hands.forget();
@@ -98,13 +88,73 @@ function start(): void {
     ...{ text, toast, panels, meter, version },
     healthUrl: `${base}healthz`,
     state: () => session.state,
-    ask: () => askStatus(statusUrl),
-    order: (what) => postOrder(`${base}desktop/api/${what}`),
+    ...calls,
     leaving: unload.leave,
   });
+  offerFeatures(panels, text, base);
   bindWakeUps(session);
   session.start();
 }
+
+/** How the page reaches its server. */
+function createCalls(base: string, ticket: string) {
+  // By this word the page asks how its connection ended: a proxy may pass no close code on.
+  const page = crypto.getRandomValues(new Uint32Array(4)).join("-");
+  return {
+    socketUrl: withTicket(`${websocketUrl(location.href, base)}?page=${page}`, ticket),
+    ask: () => askStatus(withTicket(`${base}desktop/api/status?page=${page}`, ticket)),
+    order: (what: string) => postOrder(withTicket(`${base}desktop/api/${what}`, ticket)),
+  };
+}
+
+/** What this visitor may use, as the server says: files and sharing are the owner's. */
+function offerFeatures(panels: Panels, text: Text, base: string): void {
+  const { role = "owner", features = "", ticket = "" } = document.body.dataset;
+  const offered = features.split(" ");
+  if (offered.includes("files")) {
+    const icon = (name: string) => iconAddress(base, name);
+    const address = (below: string) => withTicket(`${base}desktop/api/files${below}`, ticket);
+    panels.on("files", createFiles({ text, address, icon }));
+    panels.offer("files");
+  } else {
+    bindDrop(null);
+  }
+  if (offered.includes("share")) {
+    const address = (below: string) => withTicket(`${base}desktop/api/shares${below}`, ticket);
+    const share = new Share({ text, address, base });
+    panels.on("share", { opened: () => share.opened(), closed: () => share.closed() });
+    panels.offer("share");
+  }
+  if (role === "watch") {
+    panels.offer("clipboard", false);
+    panels.offer("keys", false);
+  }
+  if (role !== "owner") {
+    byId("restart-entry", HTMLElement).hidden = true;
+    byId("stop-entry", HTMLElement).hidden = true;
+    byId("logout-form", HTMLElement).hidden = false;
+    byId("account", HTMLElement).hidden = false;
+  }
+}
+
+/** What a guest reads where the owner reads something else. */
+function guestText(role: string): Text {
+  const text = createText(navigator.languages);
+  const own: Partial<Record<TextKey, TextKey>> = {
+    "connected.title": role === "watch" ? "guest.watch" : "guest.control",
+    "login.title": "guest.over",
+    "login.body": "guest.over-body",
+    "action.login": "action.reload",
+    "more.logout": "guest.leave",
+  };
+  return (key, values) => text(own[key] ?? key, values);
+}
+
+/** A guest starts no desktop. */
+const withoutOrders = (notice: Notice | null): Notice | null =>
+  notice?.action?.what === "start" || notice?.action?.what === "restart"
+    ? { ...notice, action: null }
+    : notice;
 
 /** Keyboard and fingers: all that sends keys and points. */
 function createHands(parts: {
@@ -176,6 +226,13 @@ function isOutdated(status: Status, version: string): boolean {
   }
 }
 
+/** Puts words and drawings where the markup names them. */
+function dress(text: Text, base: string): void {
+  document.documentElement.lang = chooseLanguage(navigator.languages);
+  fillLabels(text);
+  drawIcons(base);
+}
+
 function fillLabels(text: Text): void {
   for (const element of document.querySelectorAll<HTMLElement>("[data-text], [data-label]")) {
     const { text: textKey = "", label = "" } = element.dataset;
@@ -190,12 +247,14 @@ function fillLabels(text: Text): void {
 }
 
 function drawIcons(base: string): void {
-  const version = new URL(import.meta.url).search;
   for (const element of document.querySelectorAll<HTMLElement>("[data-icon]")) {
-    const name = element.dataset.icon ?? "";
-    const file = name === "clipboard" ? "clipboard.svg" : "icons.svg";
-    element.prepend(createIcon(`${base}desktop/static/${file}${version}#${name}`));
+    element.prepend(createIcon(iconAddress(base, element.dataset.icon ?? "")));
   }
+}
+
+function iconAddress(base: string, name: string): string {
+  const file = name === "clipboard" ? "clipboard.svg" : "icons.svg";
+  return `${base}desktop/static/${file}${new URL(import.meta.url).search}#${name}`;
 }
 
 // The logo, with a dot for the state: told apart in a row of tabs also without a name.
@@ -233,6 +292,16 @@ function createTitle() {
       write();
     },
   };
+}
+
+type ScreenOptions = ConstructorParameters<typeof Screen>;
+
+function createScreen(
+  parts: Omit<ScreenOptions[0], "container" | "frame">,
+  events: ScreenOptions[1],
+): Screen {
+  const [container, frame] = [byId("screen", HTMLElement), byId("frame", HTMLElement)];
+  return new Screen({ container, frame, ...parts }, events);
 }
 
 function createClipboard(text: Text, send: (value: string) => boolean): Clipboard {
