@@ -4,9 +4,10 @@ set -eu
 # A container has a network of its own; but Apptainer's and Singularity's is the host's.
 [ -n "${APPTAINER_CONTAINER:-}${SINGULARITY_CONTAINER:-}" ] ||
   export JUPYTER_DESKTOP_HOST="${JUPYTER_DESKTOP_HOST:-0.0.0.0}"
-# dbus-daemon serves no user without a name; the root may be read-only, so that this file is in /tmp.
+# dbus-daemon serves no user without a name; the root may be read-only, so that this file is in /tmp. Its group is the
+# uid again, as libnss-extrausers passes over groups below 500.
 id -un >/dev/null 2>&1 ||
-  (umask 077 && echo "user:x:$(id -u):$(id -g)::${HOME:-/home/desktop}:/bin/bash" >/tmp/.passwd)
+  (umask 077 && echo "user:x:$(id -u):$(id -u)::${HOME:-/home/desktop}:/bin/bash" >/tmp/.passwd)
 case ${1:-} in
 jupyterhub-singleuser | jupyter-desktop | sh | bash | /*) exec "$@" ;;
 esac

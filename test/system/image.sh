@@ -156,8 +156,8 @@ run_image() { # run_image name image uid:gid|"" read-only|writable [word…]
   outer=$!
   if within 30 has_url "$log"; then
     say "      its address $(since "$began") s after its start"
-    sed -i 's#//0\.0\.0\.0:#//127.0.0.1:#' "$log"
-    local_url=$(url_in "$log")
+    sed 's#//0\.0\.0\.0:#//127.0.0.1:#' "$log" >"$at/url" # the log itself is still written to
+    local_url=$(url_in "$at/url")
     look
   else
     say "BAD   no desktop:"
@@ -180,7 +180,7 @@ extra=()
 
 see_desktop() {
   check "healthz answers" curl -sSf --max-time 5 -o /dev/null "${local_url%%/\?*}/healthz"
-  check_desktop "$log" "image-$shot" "$began"
+  check_desktop "$at/url" "image-$shot" "$began"
   check "its health check passes" inside "${health[@]}"
   inside sh -c '(sleep 0.2 &) ; (sh -c "sleep 0.1" &)'
   check "no zombie, also of processes that were left alone" within 5 no_zombies
