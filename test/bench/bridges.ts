@@ -7,7 +7,7 @@ import { join } from "node:path";
 import type { Endpoint } from "./client.ts";
 
 export const root = join(import.meta.dir, "..", "..");
-const venv = join(root, ".cache", "bench-venv");
+export const venv = join(root, ".cache", "bench-venv");
 
 /** USER_HZ: fixed by the kernel's interface, whatever the kernel's own tick. */
 const ticksPerSecond = 100;

@@ -3,6 +3,7 @@
 
 import { join } from "node:path";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
+import { logIn, startHub } from "../e2e/_hub.ts";
 import {
   endpointOf,
   freshDir,
@@ -12,6 +13,7 @@ import {
   spawnJupyter,
   spawnOurs,
   untilListening,
+  venv,
 } from "./bridges.ts";
 import { type Endpoint, Viewer } from "./client.ts";
 
@@ -223,16 +225,21 @@ async function countBytes(page: Page, encoding?: string): Promise<() => number> 
   return () => bytes.values().reduce((sum, count) => sum + count, 0);
 }
 
-async function visit(context: BrowserContext, url: string, encoding?: string): Promise<Visit> {
-  const page = await context.newPage();
-  const bytes = await countBytes(page, encoding);
+/** Milliseconds from an action to the painted desktop, over as many pages as lie between. */
+async function untilPainted(page: Page, action: () => Promise<unknown>): Promise<number> {
   const message = page.waitForEvent("console", {
     predicate: (event) => event.text().startsWith("bench: painted"),
     timeout: paintLimitMs,
   });
   const start = Date.now();
-  const [at] = await Promise.all([message, page.goto(url)]);
-  const ms = Number(at.text().split(" ").at(-1)) - start;
+  const [at] = await Promise.all([message, action()]);
+  return Number(at.text().split(" ").at(-1)) - start;
+}
+
+async function visit(context: BrowserContext, url: string, encoding?: string): Promise<Visit> {
+  const page = await context.newPage();
+  const bytes = await countBytes(page, encoding);
+  const ms = await untilPainted(page, () => page.goto(url));
   await Bun.sleep(afterPaintMs);
   return { page, ms, bytes: bytes() };
 }
@@ -298,4 +305,41 @@ async function inJupyter(browser: Browser, home: string, settings: string[]) {
   // Listening comes before the extensions are loaded; the click comes after.
   await (await fetch(`${base}/api`, { signal: AbortSignal.timeout(paintLimitMs) })).text();
   return await coldAndWarm(browser, `${base}/desktop/`);
+}
+
+// --- as JupyterHub's single-user server ---
+
+/** Our server is what the Hub starts: no Python between its proxy and the desktop. */
+export const oursInHub = (browser: Browser, server: string) =>
+  inHub(browser, [process.execPath, server, "--auth", "hub"]);
+
+/** Upstream in JupyterHub's own single-user server, which leads to its page. */
+export const upstreamInHub = (browser: Browser) =>
+  inHub(
+    browser,
+    [join(venv, "bin", "jupyterhub-singleuser"), "--allow-root"],
+    'c.Spawner.default_url = "/desktop"',
+  );
+
+/** From "Start My Server" on the Hub's home page to the desktop; then a visit while all of it runs. */
+async function inHub(browser: Browser, command: string[], config = "") {
+  // The Hub's own interval, not the short one of the tests: each report costs both servers something.
+  const env = { "*": { JUPYTERHUB_ACTIVITY_INTERVAL: "300" } };
+  await using hub = await startHub({ command, env, config });
+  // Ctrl-C and TERM end this process at once; a Hub that ends takes the proxy and the servers with it.
+  using atExit = new DisposableStack();
+  const end = () => hub.child.kill();
+  process.once("exit", end);
+  atExit.defer(() => process.off("exit", end));
+  await using context = await newContext(browser);
+  const page = await context.newPage();
+  await page.goto(new URL("hub/login?next=/hub/home", hub.url).href);
+  await logIn(page, "alice");
+  const start = page.getByRole("button", { name: "Start My Server" });
+  await start.waitFor();
+  const cold = await untilPainted(page, () => start.click());
+  await page.close();
+  await Bun.sleep(desktopSettleMs);
+  const second = await visit(context, new URL("user/alice/desktop/", hub.url).href);
+  return { cold, warm: second.ms };
 }

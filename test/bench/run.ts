@@ -25,15 +25,17 @@ import { bulk, echo, fifty, footprint, quantile, stall, startUp } from "./measur
 import {
   launchBrowser,
   oursAtVisit,
+  oursInHub,
   oursInJupyter,
   oursReady,
   upstream,
+  upstreamInHub,
   xfceAlone,
 } from "./page.ts";
 
 /** Fewer repeats than this are no ground for a claim on a machine with other work. */
 const claimRepeats = 10;
-const measureNames = ["echo", "fifty", "bulk", "memory", "stall", "start", "page"] as const;
+const measureNames = ["echo", "fifty", "bulk", "memory", "stall", "start", "page", "hub"] as const;
 type MeasureName = (typeof measureNames)[number];
 
 // --- what was measured ---
@@ -203,8 +205,8 @@ async function onFreshBridges({ plan, results, target }: Context) {
   }
 }
 
-async function inBrowser({ plan, results, browser }: Context) {
-  if (browser === undefined) return;
+async function onPages({ plan, results, browser }: Context) {
+  if (browser === undefined || !plan.only.includes("page")) return;
   const steps: [string, () => Promise<void>][] = [
     [
       "page ours at visit",
@@ -260,6 +262,23 @@ async function inBrowser({ plan, results, browser }: Context) {
     ],
   ];
   for (const [what, step] of turned(steps, results.repeat)) await attempt(results, what, step);
+}
+
+async function underHub({ plan, results, browser }: Context) {
+  if (browser === undefined || !plan.only.includes("hub")) return;
+  const columns = [
+    ["ours", () => oursInHub(browser, plan.server)],
+    ["upstream", () => upstreamInHub(browser)],
+  ] as const;
+  for (const [column, measure] of turned(columns, results.repeat)) {
+    await attempt(results, `hub ${column}`, async () => {
+      const { cold, warm } = await measure();
+      record(results, column, {
+        "Hub, Start My Server starts all": [cold, "ms"],
+        "Hub, second visit": [warm, "ms"],
+      });
+    });
+  }
 }
 
 // --- the report ---
@@ -426,7 +445,8 @@ function parsePlan(argv: string[]): Plan {
 async function run(plan: Plan, results: Results) {
   const { running, target: ready } = startTarget();
   const started: Running[] = [running];
-  const browser = plan.only.includes("page") ? await launchBrowser() : undefined;
+  const needsBrowser = plan.only.includes("page") || plan.only.includes("hub");
+  const browser = needsBrowser ? await launchBrowser() : undefined;
   const context: Context = { plan, results, target: await ready, bridges: [], browser };
   try {
     if (plan.only.some((name) => name === "echo" || name === "fifty" || name === "bulk")) {
@@ -443,7 +463,8 @@ async function run(plan: Plan, results: Results) {
       const start = Date.now();
       await throughBridges(context);
       await onFreshBridges(context);
-      await inBrowser(context);
+      await onPages(context);
+      await underHub(context);
       const seconds = ((Date.now() - start) / 1000).toFixed(0);
       console.error(`repeat ${repeat + 1} of ${plan.repeats}: ${seconds} s`);
     }

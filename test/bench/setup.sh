@@ -18,7 +18,8 @@ if [ -n "$missing" ]; then
 fi
 
 # The versions are pinned so that two runs of the benchmark measure the same peer.
-wanted="jupyter_server==2.21.1 jupyter-server-proxy==4.6.0 jupyter-remote-desktop-proxy==3.0.1"
+wanted="jupyter_server==2.21.1 jupyter-server-proxy==4.6.0 jupyter-remote-desktop-proxy==3.0.1
+jupyterhub==6.1.1"
 venv=.cache/bench-venv
 if [ "$(cat $venv/installed 2>/dev/null)" != "$wanted" ]; then
   rm -rf $venv
@@ -29,3 +30,6 @@ if [ "$(cat $venv/installed 2>/dev/null)" != "$wanted" ]; then
   $venv/bin/pip install --quiet $wanted
   echo "$wanted" >$venv/installed
 fi
+
+# The Hub and its proxy are the tests' own.
+test/jupyter.sh
