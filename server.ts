@@ -2031,14 +2031,15 @@ export class Bridge implements SessionOwner {
     const isSame = (session: Session) => session.visitor.link === visitor.link;
     if (visitor.link && [...this.#sessions].filter(isSame).length >= MAX_VIEWERS_BY_LINK)
       throw new VncError("too-many-viewers", { limit: MAX_VIEWERS_BY_LINK });
-    const session = new Session(this, visitor);
+    let session: Session | undefined;
     try {
       if (this.full) throw new VncError("too-many-viewers", { limit: this.#options.maxViewers });
+      session = new Session(this, visitor);
       this.#sessions.add(session); // it counts while it dials, or a rush could pass the limit
       await session.dial(target, password);
       this.#refusal = undefined;
     } catch (error) {
-      if (error instanceof VncError && session.mayControl) this.#refusal = error.reason;
+      if (error instanceof VncError && mayActAs(visitor, "control")) this.#refusal = error.reason;
       this.#changed();
       throw error;
     }
