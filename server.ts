@@ -3614,7 +3614,12 @@ function finish(upload: Upload): void {
       if (errorCode(error) === "EEXIST") continue;
       throw error;
     }
-    fs.renameSync(upload.part, target);
+    try {
+      fs.renameSync(upload.part, target);
+    } catch (error) {
+      fs.rmSync(target, { force: true }); // cancelled in its last moment, or a cleaner took the part
+      throw error;
+    }
     upload.done = name;
     return;
   }
