@@ -1372,7 +1372,7 @@ export interface FilterEvents {
   mayResize(): boolean;
   /** May this viewer put text on the desktop's clipboard? */
   mayPaste(): boolean;
-  /** What follows cannot be told apart, so that none of it may pass to a desktop that takes no text. */
+  /** What follows cannot be told apart, so that none of it may pass from a guest, or to a desktop that takes no text. */
   unreadable(): void;
 }
 
@@ -1409,8 +1409,8 @@ const HANDSHAKE_BYTES: Readonly<Record<Phase, number>> = {
 /**
  * One viewer's bytes on their way to VNC. Messages pass as they came, but for SetDesktopSize: it is held to the
  * limit, and kept back while another viewer drives the size. What is no RFB that it knows (another security type,
- * a message of a later protocol) passes unseen from there on, and all of it counts as input; from a watcher it does
- * not pass, and neither does anything that would change the desktop.
+ * a message of a later protocol) passes unseen from there on, and all of it counts as input; from a guest it does
+ * not pass, and neither does what FORBIDDEN names.
  */
 export class ClientFilter {
   readonly #limit: SizeLimit;
@@ -1468,6 +1468,7 @@ export class ClientFilter {
     const isUnknown = length === Number.POSITIVE_INFINITY;
     this.#isBarred =
       this.#isForbidden(message) ||
+      (isUnknown && this.#role !== "owner") ||
       ((isUnknown || this.#isText(message)) && !this.#events.mayPaste());
     if (this.#isBarred && isUnknown) this.#events.unreadable();
     if (this.#isBarred) return { before: EMPTY, isOut: true };
