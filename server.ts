@@ -2261,6 +2261,7 @@ export class Supervisor {
   #starting: Promise<void> | undefined;
   #abort = new AbortController();
   #stopping: Promise<void> | undefined;
+  #stopsAsked = 0;
   /** When it failed, in ms; of the last GIVE_UP_WINDOW_MS only. */
   #failures: number[] = [];
   #retry: { timer: Timer; at: number } | undefined;
@@ -2323,13 +2324,17 @@ export class Supervisor {
     return this.#begin();
   }
 
+  /** Stops and starts it, unless somebody asks for a stop meanwhile. */
   async restart(): Promise<void> {
-    await this.stop();
-    return this.start();
+    const stopped = this.stop();
+    const asked = this.#stopsAsked;
+    await stopped;
+    if (this.#stopsAsked === asked) await this.start();
   }
 
   /** Ends the desktop and all that belongs to it; the state is then `ended`, for that cause. */
   async stop(code: "stopped" | "idle" = "stopped"): Promise<void> {
+    this.#stopsAsked += 1;
     if (this.#starting) this.#abort.abort();
     await this.#starting;
     await this.#stopping;
