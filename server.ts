@@ -126,6 +126,7 @@ const ACTIVITY_INTERVAL_S = 300; // what JupyterHub's own single-user server tak
 const ACTIVITY_RETRY_MAX_MS = 15_000;
 const ACTIVITY_GIVE_UP_MS = 60_000;
 const COOKIE_LIMIT_S = 400 * 24 * 3600; // browsers keep none for longer
+const START_ANSWER_S = 60; // a stop, and the slowest start after it; Bun ends a silent request after 10 s
 const SSE_BEAT_MS = 25_000; // proxies end a connection that is silent for a minute
 const JUPYTER_READY_S = 60; // a cold Bun on a network disk, twice over; Jupyter's own 5 s are too few for that
 const JUPYTER_TIMEOUT_MS = 20_000; // a Python on a cold network disk says its paths
@@ -4498,6 +4499,7 @@ async function upgrade(
   { supervisor, bridge, vncPassword, log }: AppOptions,
 ): Promise<Response> {
   const visitor = c.get("visitor");
+  if (supervisor.status.state !== "ready") c.env.server.timeout(c.req.raw, START_ANSWER_S);
   const target = await supervisor.ready(mayActAs(visitor, "owner"));
   if (!target)
     return c.text(
@@ -4813,6 +4815,7 @@ export function createApp(options: AppOptions): Hono<Env> {
   const act =
     (work: () => Promise<void>): Handler =>
     async (c) => {
+      c.env.server.timeout(c.req.raw, START_ANSWER_S);
       await work();
       return c.json(fullStatus(options, c.get("visitor")));
     };
