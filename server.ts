@@ -2662,6 +2662,10 @@ async function adoptKept({
 
 const SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/** With these one acts as the user's Jupyter, as JupyterHub's server, or comes in here. */
+const SECRETS =
+  /^(JPY_API_TOKEN|JUPYTER_TOKEN|CONFIGPROXY_AUTH_TOKEN|JUPYTERHUB_API_TOKEN|JUPYTER_DESKTOP_TOKEN)$/;
+
 /**
  * Variables that a desktop must not have from whoever starts it: another session's (its display, its bus), library
  * paths of conda and Python that break GTK and D-Bus, and secrets.
@@ -3087,13 +3091,10 @@ export async function launchCommand(
   const mark = randomBytes(MARK_BYTES).toString("hex");
   const { stop } = await startReaper(mark, options);
   const startedMs = Date.now();
-  // The user's environment but for our secrets: the command may be for the display of this very session.
-  const {
-    JUPYTER_DESKTOP_TOKEN: _,
-    JUPYTERHUB_API_TOKEN: __,
-    JPY_API_TOKEN: ___,
-    ...inherited
-  } = options.env;
+  // The user's environment but for secrets: the command may be for the display of this very session.
+  const inherited = Object.fromEntries(
+    Object.entries(options.env).filter(([name]) => !SECRETS.test(name)),
+  );
   const socket = target.kind === "unix" ? { JUPYTER_DESKTOP_VNC_SOCKET: target.path } : {};
   const env = { ...inherited, ...socket, [MARK]: mark };
   const child = Bun.spawn(["/bin/sh", "-c", command], {
