@@ -4778,8 +4778,8 @@ function onDesktop<T extends z.ZodType>(
 }
 
 /** The same work, but a call waits for the end of the one before. */
-function oneByOne<A>(work: (argument: A) => Promise<void>): (argument: A) => Promise<void> {
-  let last = Promise.resolve();
+function oneByOne<A, R>(work: (argument: A) => Promise<R>): (argument: A) => Promise<R> {
+  let last: Promise<unknown> = Promise.resolve();
   return (argument) => {
     const next = last.then(() => work(argument));
     last = next.catch(() => {});
@@ -4846,12 +4846,15 @@ export function createApp(options: AppOptions): Hono<Env> {
     POST: onDesktop(options, keyboardChoice, setKeyboard),
   });
   const restart = oneByOne(restartXfceParts);
-  const scale = async (_: DesktopEnv, choice: z.output<typeof scaleChoice>) => {
+  // Two at once would each take what the other set for what the person had before.
+  const scale = oneByOne(async (choice: z.output<typeof scaleChoice>) => {
     const env = await settledEnv(supervisor);
     if (!env) throw new VncError("not-own-desktop"); // it was stopped meanwhile
     return setScale(env, choice, restart);
-  };
-  mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, scale) });
+  });
+  mount(app, "/desktop/api/scale", {
+    POST: onDesktop(options, scaleChoice, (_, choice) => scale(choice)),
+  });
   if (options.files) mountFiles(app, options.files);
   if (options.shares) mountShares(app, options.shares, options);
   const last = base.split("/").at(-2);
