@@ -126,6 +126,7 @@ const ACTIVITY_INTERVAL_S = 300; // what JupyterHub's own single-user server tak
 const ACTIVITY_RETRY_MAX_MS = 15_000;
 const ACTIVITY_GIVE_UP_MS = 60_000;
 const COOKIE_LIMIT_S = 400 * 24 * 3600; // browsers keep none for longer
+const START_ANSWER_S = 60; // a stop, and the slowest start after it; Bun ends a silent request after 10 s
 const SSE_BEAT_MS = 25_000; // proxies end a connection that is silent for a minute
 const JUPYTER_READY_S = 60; // a cold Bun on a network disk, twice over; Jupyter's own 5 s are too few for that
 const JUPYTER_TIMEOUT_MS = 20_000; // a Python on a cold network disk says its paths
@@ -1372,7 +1373,7 @@ export interface FilterEvents {
   mayResize(): boolean;
   /** May this viewer put text on the desktop's clipboard? */
   mayPaste(): boolean;
-  /** What follows cannot be told apart, so that none of it may pass to a desktop that takes no text. */
+  /** What follows cannot be told apart, so that none of it may pass from a guest, or to a desktop that takes no text. */
   unreadable(): void;
 }
 
@@ -1409,8 +1410,8 @@ const HANDSHAKE_BYTES: Readonly<Record<Phase, number>> = {
 /**
  * One viewer's bytes on their way to VNC. Messages pass as they came, but for SetDesktopSize: it is held to the
  * limit, and kept back while another viewer drives the size. What is no RFB that it knows (another security type,
- * a message of a later protocol) passes unseen from there on, and all of it counts as input; from a watcher it does
- * not pass, and neither does anything that would change the desktop.
+ * a message of a later protocol) passes unseen from there on, and all of it counts as input; from a guest it does
+ * not pass, and neither does what FORBIDDEN names.
  */
 export class ClientFilter {
   readonly #limit: SizeLimit;
@@ -1468,6 +1469,7 @@ export class ClientFilter {
     const isUnknown = length === Number.POSITIVE_INFINITY;
     this.#isBarred =
       this.#isForbidden(message) ||
+      (isUnknown && this.#role !== "owner") ||
       ((isUnknown || this.#isText(message)) && !this.#events.mayPaste());
     if (this.#isBarred && isUnknown) this.#events.unreadable();
     if (this.#isBarred) return { before: EMPTY, isOut: true };
@@ -2031,14 +2033,15 @@ export class Bridge implements SessionOwner {
     const isSame = (session: Session) => session.visitor.link === visitor.link;
     if (visitor.link && [...this.#sessions].filter(isSame).length >= MAX_VIEWERS_BY_LINK)
       throw new VncError("too-many-viewers", { limit: MAX_VIEWERS_BY_LINK });
-    const session = new Session(this, visitor);
+    let session: Session | undefined;
     try {
       if (this.full) throw new VncError("too-many-viewers", { limit: this.#options.maxViewers });
+      session = new Session(this, visitor);
       this.#sessions.add(session); // it counts while it dials, or a rush could pass the limit
       await session.dial(target, password);
       this.#refusal = undefined;
     } catch (error) {
-      if (error instanceof VncError && session.mayControl) this.#refusal = error.reason;
+      if (error instanceof VncError && mayActAs(visitor, "control")) this.#refusal = error.reason;
       this.#changed();
       throw error;
     }
@@ -2259,6 +2262,7 @@ export class Supervisor {
   #starting: Promise<void> | undefined;
   #abort = new AbortController();
   #stopping: Promise<void> | undefined;
+  #stopsAsked = 0;
   /** When it failed, in ms; of the last GIVE_UP_WINDOW_MS only. */
   #failures: number[] = [];
   #retry: { timer: Timer; at: number } | undefined;
@@ -2321,13 +2325,17 @@ export class Supervisor {
     return this.#begin();
   }
 
+  /** Stops and starts it, unless somebody asks for a stop meanwhile. */
   async restart(): Promise<void> {
-    await this.stop();
-    return this.start();
+    const stopped = this.stop();
+    const asked = this.#stopsAsked;
+    await stopped;
+    if (this.#stopsAsked === asked) await this.start();
   }
 
   /** Ends the desktop and all that belongs to it; the state is then `ended`, for that cause. */
   async stop(code: "stopped" | "idle" = "stopped"): Promise<void> {
+    this.#stopsAsked += 1;
     if (this.#starting) this.#abort.abort();
     await this.#starting;
     await this.#stopping;
@@ -2653,6 +2661,10 @@ async function adoptKept({
 }
 
 const SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/** With these one acts as the user's Jupyter, as JupyterHub's server, or comes in here. */
+const SECRETS =
+  /^(JPY_API_TOKEN|JUPYTER_TOKEN|CONFIGPROXY_AUTH_TOKEN|JUPYTERHUB_API_TOKEN|JUPYTER_DESKTOP_TOKEN)$/;
 
 /**
  * Variables that a desktop must not have from whoever starts it: another session's (its display, its bus), library
@@ -3079,13 +3091,10 @@ export async function launchCommand(
   const mark = randomBytes(MARK_BYTES).toString("hex");
   const { stop } = await startReaper(mark, options);
   const startedMs = Date.now();
-  // The user's environment but for our secrets: the command may be for the display of this very session.
-  const {
-    JUPYTER_DESKTOP_TOKEN: _,
-    JUPYTERHUB_API_TOKEN: __,
-    JPY_API_TOKEN: ___,
-    ...inherited
-  } = options.env;
+  // The user's environment but for secrets: the command may be for the display of this very session.
+  const inherited = Object.fromEntries(
+    Object.entries(options.env).filter(([name]) => !SECRETS.test(name)),
+  );
   const socket = target.kind === "unix" ? { JUPYTER_DESKTOP_VNC_SOCKET: target.path } : {};
   const env = { ...inherited, ...socket, [MARK]: mark };
   const child = Bun.spawn(["/bin/sh", "-c", command], {
@@ -3613,7 +3622,12 @@ function finish(upload: Upload): void {
       if (errorCode(error) === "EEXIST") continue;
       throw error;
     }
-    fs.renameSync(upload.part, target);
+    try {
+      fs.renameSync(upload.part, target);
+    } catch (error) {
+      fs.rmSync(target, { force: true }); // cancelled in its last moment, or a cleaner took the part
+      throw error;
+    }
     upload.done = name;
     return;
   }
@@ -4486,6 +4500,7 @@ async function upgrade(
   { supervisor, bridge, vncPassword, log }: AppOptions,
 ): Promise<Response> {
   const visitor = c.get("visitor");
+  if (supervisor.status.state !== "ready") c.env.server.timeout(c.req.raw, START_ANSWER_S);
   const target = await supervisor.ready(mayActAs(visitor, "owner"));
   if (!target)
     return c.text(
@@ -4763,8 +4778,8 @@ function onDesktop<T extends z.ZodType>(
 }
 
 /** The same work, but a call waits for the end of the one before. */
-function oneByOne<A>(work: (argument: A) => Promise<void>): (argument: A) => Promise<void> {
-  let last = Promise.resolve();
+function oneByOne<A, R>(work: (argument: A) => Promise<R>): (argument: A) => Promise<R> {
+  let last: Promise<unknown> = Promise.resolve();
   return (argument) => {
     const next = last.then(() => work(argument));
     last = next.catch(() => {});
@@ -4801,6 +4816,7 @@ export function createApp(options: AppOptions): Hono<Env> {
   const act =
     (work: () => Promise<void>): Handler =>
     async (c) => {
+      c.env.server.timeout(c.req.raw, START_ANSWER_S);
       await work();
       return c.json(fullStatus(options, c.get("visitor")));
     };
@@ -4830,12 +4846,15 @@ export function createApp(options: AppOptions): Hono<Env> {
     POST: onDesktop(options, keyboardChoice, setKeyboard),
   });
   const restart = oneByOne(restartXfceParts);
-  const scale = async (_: DesktopEnv, choice: z.output<typeof scaleChoice>) => {
+  // Two at once would each take what the other set for what the person had before.
+  const scale = oneByOne(async (choice: z.output<typeof scaleChoice>) => {
     const env = await settledEnv(supervisor);
     if (!env) throw new VncError("not-own-desktop"); // it was stopped meanwhile
     return setScale(env, choice, restart);
-  };
-  mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, scale) });
+  });
+  mount(app, "/desktop/api/scale", {
+    POST: onDesktop(options, scaleChoice, (_, choice) => scale(choice)),
+  });
   if (options.files) mountFiles(app, options.files);
   if (options.shares) mountShares(app, options.shares, options);
   const last = base.split("/").at(-2);

@@ -126,6 +126,18 @@ describe("an upload", () => {
     expect(fs.existsSync("/nonexistent")).toBe(false);
   });
 
+  test("that is cancelled after its last byte leaves no empty file in its name", async () => {
+    using dir = tempDir();
+    const files = new Files(() => dir.path, MB);
+    const { id } = files.start({ path: "f", size: 3 });
+    async function* cancelled() {
+      yield Buffer.from("abc");
+      files.cancel(id);
+    }
+    await expect(files.write(id, 0, cancelled())).rejects.toThrow("no-such-file");
+    expect(fs.readdirSync(dir.path)).toEqual([]);
+  });
+
   test("keeps the folders it comes in, and may be empty", async () => {
     await using desk = await open();
     await desk.upload("data/raw/ü 漢字 😀.csv", Buffer.from("1"));

@@ -250,12 +250,14 @@ describe("ClientFilter", () => {
     ["RFB 3.3", Buffer.from("RFB 003.003\n\x01more")],
     ["another security type", Buffer.from("RFB 003.008\n\x13more")],
     ["an unknown message", Buffer.concat([handshake, Buffer.from([77]), key(97)])],
-  ])("passes nothing more of a watcher after %s", (_, bytes) => {
-    const { filter, seen } = guestFilter("watch");
-    const passed = feed(filter, bytes);
-    expect(handshake.subarray(0, passed.length).equals(passed)).toBe(true);
-    expect(feed(filter, Buffer.concat([key(97), request])).length).toBe(0);
-    expect(seen.unreadable).toBe(1);
+  ])("passes nothing more of a guest after %s", (_, bytes) => {
+    for (const role of ["watch", "control"] as const) {
+      const { filter, seen } = guestFilter(role);
+      const passed = feed(filter, bytes);
+      expect(handshake.subarray(0, passed.length).equals(passed)).toBe(true);
+      expect(feed(filter, Buffer.concat([key(97), xvp, request])).length).toBe(0);
+      expect(seen.unreadable).toBe(1);
+    }
   });
 
   test("takes from a guest who may control all but what resets the machine", () => {

@@ -294,6 +294,22 @@ describe("the start of the desktop", () => {
     expect(launch).toHaveBeenCalledTimes(1);
   });
 
+  test("may take longer than Bun lets a silent request live, and only for who may come in", async () => {
+    const calls = [
+      ["/desktop/api/start", { method: "POST" }],
+      ["/desktop/api/restart", { method: "POST" }],
+      ["/desktop-websockify/", { headers: UPGRADE }],
+    ] as const;
+    for (const [to, init] of calls) {
+      const { ask, expectUntouched, server } = desk();
+      await ask(to, init);
+      expectUntouched();
+      await ask(to, { ...init, headers: { ...UPGRADE, ...BEARER } });
+      const [[, seconds = 0] = []] = server.timeout.mock.calls;
+      expect(seconds).toBeGreaterThan(45); // of a stop, and of a --vnc-command
+    }
+  });
+
   test("is done once for all visitors", async () => {
     const { ask, launch } = desk();
     await ask("/", { headers: { ...BEARER, ...page } });

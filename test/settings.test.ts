@@ -103,6 +103,41 @@ test("programs that start from now on are told of the scale, and 1 takes it back
   }
 });
 
+test("XFCE's scale that two pages set at once is taken back to what the person had before", async () => {
+  using dir = tempDir();
+  // XFCE's settings as files. The first page's letters take long to set: the second comes in the middle of it.
+  const tool = [
+    'file="$HOME/xfconf-$(echo "$2$4" | tr / _)"; value=; verb=get',
+    "shift 4",
+    'while [ "$#" -gt 0 ]; do case "$1" in -s) verb=set; value=$2 ;; -r) verb=reset ;; esac; shift; done',
+    '[ "$value" != 96 ] || sleep 1',
+    'case "$verb" in get) cat "$file" 2>/dev/null ;; set) echo "$value" >"$file" ;; reset) rm "$file" ;; esac',
+  ];
+  fs.writeFileSync(path.join(dir.path, "xfconf-query"), `#!/bin/sh\n${tool.join("\n")}\n`, {
+    mode: 0o755,
+  });
+  const session = [
+    `export XDG_CURRENT_DESKTOP=XFCE DBUS_SESSION_BUS_ADDRESS=unix:path=/none PATH="${dir.path}:$PATH"`,
+    'echo 1 >"$HOME/xfconf-xsettings_Gdk_WindowScalingFactor"; echo 120 >"$HOME/xfconf-xsettings_Xft_DPI"',
+    "exec sleep infinity",
+  ];
+  const xstartup = path.join(dir.path, "xstartup");
+  fs.writeFileSync(xstartup, `#!/bin/sh\n${session.join("\n")}\n`, { mode: 0o755 });
+  await using server = await startServer(["--xstartup", xstartup]);
+  const drawn = () =>
+    ["Gdk_WindowScalingFactor", "Xft_DPI"].map((name) =>
+      fs.readFileSync(path.join(server.dir, `xfconf-xsettings_${name}`), "utf8").trim(),
+    );
+  const scale = async (factor: number) => (await set("scale", { factor }, server)).status;
+  await until("the desktop", async () => (await scale(1)) === 200);
+  const first = scale(2);
+  await until("the first page's scale", () => drawn()[0] === "2");
+  expect(await Promise.all([first, scale(1.5)])).toEqual([200, 200]);
+  expect(drawn()).toEqual(["1", "144"]);
+  expect(await scale(1)).toBe(200);
+  expect(drawn()).toEqual(["1", "120"]);
+});
+
 test("somebody else's VNC server is not told what to do, nor is a desktop that was stopped", async () => {
   await using attached = await startServer(["--vnc", "unix:/nonexistent/vnc.sock"]);
   await using stopped = await lightDesk();

@@ -10,6 +10,7 @@ import {
   setDefaultTimeout,
   test,
 } from "bun:test";
+import { getEventListeners } from "node:events";
 import * as fs from "node:fs";
 import * as path from "node:path";
 import type { Server } from "bun";
@@ -326,6 +327,18 @@ describe("a link", () => {
     expect(await pathOf("/user/ada", "/user/ada/desk/")).toBe("/user/ada/desk/");
     expect(await pathOf("/x; Domain=evil.test")).toBe("/");
     expect(await pathOf("//evil.test")).toBe("/");
+  });
+
+  test("keeps nothing of a viewer that was refused because all places are taken", async () => {
+    const bridge = new Bridge(() => {}, { maxViewers: 0 });
+    const shares = new Shares();
+    const visitor = shares.visitor(shares.create({ ...LINK, role: "control" }).token);
+    if (visitor === "over" || !visitor.over) throw new Error("over at once");
+    const target = { kind: "unix", path: "/nonexistent/vnc.sock" } as const;
+    for (let i = 0; i < 3; i++)
+      await expect(bridge.connect(target, undefined, visitor)).rejects.toThrow("too-many-viewers");
+    expect(getEventListeners(visitor.over, "abort")).toHaveLength(0);
+    expect(bridge.refusal).toEqual({ code: "too-many-viewers", detail: { limit: 0 } });
   });
 
   test("ends what came by it when its time is over", () => {

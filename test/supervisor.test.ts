@@ -273,6 +273,20 @@ describe("Supervisor stops", () => {
     expect(desktops.map(({ stops }) => stops)).toEqual([1, 0]);
     expect(supervisor.status.state).toBe("ready");
   });
+
+  test("for good, when a stop is asked for in the middle of a restart", async () => {
+    const { supervisor, desktop, desktops, started } = supervise();
+    await started();
+    desktop().lingers = true;
+    void supervisor.restart();
+    const stopped = supervisor.stop();
+    await settle();
+    desktop(1).gone();
+    await stopped;
+    await settle();
+    expect(desktops).toHaveLength(1);
+    expect(supervisor.status).toMatchObject({ state: "ended", cause: "stopped" });
+  });
 });
 
 describe("Supervisor, when the desktop ends by itself,", () => {

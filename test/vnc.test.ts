@@ -393,6 +393,19 @@ describe("The VNC server", () => {
     expect(processesWith(server.dir)).toEqual([]);
   });
 
+  test("of --vnc-command has the user's environment, and no secret", async () => {
+    const secrets = ["JPY_API_TOKEN", "JUPYTER_TOKEN", "JUPYTERHUB_API_TOKEN"];
+    const named = [...secrets, "CONFIGPROXY_AUTH_TOKEN"].map((name) => [name, "secret"]);
+    const vars = { ...Object.fromEntries(named), MY_OWN: "kept", DISPLAY: ":99" };
+    const command = 'env >"$HOME/env.new"; mv "$HOME/env.new" "$HOME/env"; exec sleep 1000';
+    await using server = await startServer(["--vnc-command", command], vars);
+    const file = path.join(server.dir, "env");
+    await until("its environment", () => fs.existsSync(file));
+    const env = fs.readFileSync(file, "utf8").split("\n");
+    expect(env).toContainValues(["MY_OWN=kept", "DISPLAY=:99"]);
+    expect(env.filter((line) => line.includes("TOKEN"))).toEqual([]);
+  });
+
   test.each([
     ["fails", "echo cannot >&2; exit 7", { code: 7 }],
     ["is killed", "kill -9 $$", { signal: "SIGKILL" }],
