@@ -40,6 +40,7 @@ import type { Server, ServerWebSocket, Socket, SocketHandler, Subprocess } from 
 import { type Context, Hono, type MiddlewareHandler } from "hono";
 import { accepts } from "hono/accepts";
 import { bodyLimit } from "hono/body-limit";
+import { compress } from "hono/compress";
 import { deleteCookie, getCookie, setCookie } from "hono/cookie";
 import { HTTPException } from "hono/http-exception";
 import { secureHeaders } from "hono/secure-headers";
@@ -4796,7 +4797,10 @@ function mountForGuests(app: Hono<Env>, options: AppOptions): void {
     "/desktop/static/manifest.webmanifest": { GET: (c) => serveManifest(c, options) },
     "/logout": { POST: (c) => logout(c, options) },
   };
-  for (const address of ["/", "/desktop/"]) routes[address] = { GET: (c) => servePage(c, options) };
+  for (const address of ["/", "/desktop/"]) {
+    app.use(address, compress()); // it is made anew for each visitor, and so not compressed before
+    routes[address] = { GET: (c) => servePage(c, options) };
+  }
   for (const address of ["/desktop-websockify", "/desktop-websockify/"])
     routes[address] = { GET: (c) => serveSocket(c, options) };
   for (const [name, asset] of openAssets(assets))
