@@ -57,7 +57,8 @@ export class Bar {
   /** Brings the bar out and puts the focus on it. */
   focus(): void {
     this.#peek(true);
-    (this.#bar.querySelector<HTMLElement>("#tools button:not([hidden])") ?? this.#bar).focus();
+    const buttons = [...this.#bar.querySelectorAll<HTMLElement>("#tools button")];
+    buttons.find((button) => button.checkVisibility())?.focus();
   }
 
   /** A panel was closed, or the focus went: is there a reason left for the bar to stay out? */
