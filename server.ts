@@ -8,7 +8,7 @@
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
  *   bunx jupyter-desktop install    put it into JupyterLab's launcher
  *
- * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, routes, jupyter, setup,
+ * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, hub, routes, jupyter, setup,
  * doctor, run, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
@@ -17,12 +17,23 @@
  *   upgrade    -> supervisor.ready() -> dial VNC -> greeting is RFB -> server.upgrade -> replay -> bytes both ways
  *   signal     -> stop listening -> bridge.closeAll(1001) -> supervisor.close() -> exit code
  */
-import { createCipheriv, createHash, randomBytes, timingSafeEqual } from "node:crypto";
+import {
+  createCipheriv,
+  createDecipheriv,
+  createHash,
+  createHmac,
+  createPrivateKey,
+  hkdfSync,
+  randomBytes,
+  timingSafeEqual,
+  X509Certificate,
+} from "node:crypto";
 import * as fs from "node:fs";
 import { isIP } from "node:net";
 import * as os from "node:os";
 import * as path from "node:path";
 import { monitorEventLoopDelay } from "node:perf_hooks";
+import { setTimeout as delay } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { brotliDecompressSync, gzipSync } from "node:zlib";
 import type { Server, ServerWebSocket, Socket, SocketHandler, Subprocess } from "bun";
@@ -33,6 +44,7 @@ import { deleteCookie, getCookie, setCookie } from "hono/cookie";
 import { HTTPException } from "hono/http-exception";
 import { secureHeaders } from "hono/secure-headers";
 import { streamSSE } from "hono/streaming";
+import type { CookieOptions } from "hono/utils/cookie";
 import { z } from "zod";
 import packageJson from "./package.json" with { type: "json" };
 import bundledXstartup from "./xstartup" with { type: "text" };
@@ -89,6 +101,20 @@ const GUESSES_IN_FLIGHT = 16; // more wrong tokens than this at once are refused
 const SOCKET_PATH_BYTES = 100; // sun_path holds 107; room for a suffix
 const COOKIE_MAX_AGE_S = 30 * 24 * 3600;
 const LOOP_SAMPLE_MS = 20; // of the event loop's lag, with --metrics
+const HUB_TIMEOUT_MS = 10_000; // a busy Hub takes seconds
+const HUB_USER_MS = 300_000; // how long the Hub's word on a token holds: what its own single-user server takes
+const HUB_USERS = 1_000; // whose word is remembered
+const HUB_LOGIN_MS = 600_000; // a person may have to find their password
+const HUB_LOGINS = 8; // begun in one browser: a header has no room for many cookies
+const HUB_NEXT_CHARS = 1_024; // the same room
+const HUB_IDLE = "30m"; // what --idle-disconnect is under a Hub, whose culler sees an open tab as work
+const HUB_RETRY_S = 5;
+const SEAL_NONCE_BYTES = 12; // of AES-GCM (NIST SP 800-38D)
+const SEAL_TAG_BYTES = 16;
+const ACTIVITY_INTERVAL_S = 300; // what JupyterHub's own single-user server takes
+const ACTIVITY_RETRY_MAX_MS = 15_000;
+const ACTIVITY_GIVE_UP_MS = 60_000;
+const COOKIE_LIMIT_S = 400 * 24 * 3600; // browsers keep none for longer
 const SSE_BEAT_MS = 25_000; // proxies end a connection that is silent for a minute
 const JUPYTER_READY_S = 60; // a cold Bun on a network disk, twice over; Jupyter's own 5 s are too few for that
 const JUPYTER_TIMEOUT_MS = 20_000; // a Python on a cold network disk says its paths
@@ -403,11 +429,11 @@ export const OPTIONS = {
   },
   tokenFile: { type: file, group: "Security", hint: "FILE", help: "file with that token" },
   auth: {
-    type: choice("auto", "token", "none"),
+    type: choice("auto", "token", "hub", "none"),
     group: "Security",
     hint: "MODE",
     default: "auto",
-    help: "auto: a token on TCP, the file system on a unix socket; token: always; none: anyone",
+    help: "auto: a token on TCP, the file system on a unix socket; token: always; hub: as JupyterHub's single-user server; none: anyone",
   },
   allowNoAuth: {
     type: toggle,
@@ -466,6 +492,33 @@ export const OPTIONS = {
     default: "false",
     help: "env: as JSON, for a notebook",
   },
+  frameAncestors: {
+    type: choice("self", "none"),
+    group: "Security",
+    hint: "WHO",
+    default: "self",
+    help: "whose pages may hold this one in a frame: self, those of its origin; none (with --auth hub the default)",
+  },
+  tlsCert: {
+    type: file,
+    group: "Security",
+    hint: "FILE",
+    help: "certificate, with its chain, to serve https with; needs --tls-key",
+  },
+  tlsKey: { type: file, group: "Security", hint: "FILE", help: "private key of that certificate" },
+  activity: {
+    type: choice("input", "connected", "off"),
+    group: "Security",
+    hint: "WHAT",
+    default: "input",
+    help: "what JupyterHub hears of as activity: somebody's input, a viewer that is connected, or nothing",
+  },
+  passHubToken: {
+    type: toggle,
+    group: "Security",
+    default: "false",
+    help: "give the desktop's programs JupyterHub's variables, with the token that acts as this server",
+  },
   logLevel: {
     type: choice("error", "warn", "info", "debug"),
     group: "Other",
@@ -515,6 +568,8 @@ export type Config = { readonly [K in OptionName]: OptionValue<K> } & {
   readonly vncPassword: string | undefined;
   readonly flags: readonly Flag[];
   readonly app: readonly string[];
+  readonly tls: Tls | undefined;
+  readonly hub: HubConfig | undefined;
 };
 
 /** An option as it was given on the command line: its arguments there, paths made absolute. */
@@ -522,6 +577,96 @@ interface Flag {
   readonly name: OptionName;
   readonly args: readonly string[];
 }
+
+/** Certificate and key in PEM; with `ca`, whose certificates both sides of a connection must have. */
+export interface Tls {
+  readonly cert: string;
+  readonly key: string;
+  readonly ca?: string;
+}
+
+const fromJson = <T extends z.ZodType>(schema: T) =>
+  z
+    .string()
+    .transform((value, ctx): unknown => {
+      try {
+        return JSON.parse(value);
+      } catch {
+        ctx.addIssue("must be JSON");
+        return z.NEVER;
+      }
+    })
+    .pipe(schema);
+const one = z.string().transform((value) => value === "1");
+
+/** Tornado's names for the options of a cookie, in any case, as an operator writes them. */
+const cookieOptions = z
+  .record(z.string(), z.unknown())
+  .transform((given) =>
+    Object.fromEntries(Object.entries(given).map(([name, value]) => [name.toLowerCase(), value])),
+  )
+  .pipe(
+    z.object({
+      samesite: z
+        .string()
+        .toLowerCase()
+        .pipe(z.enum(["lax", "strict", "none"]))
+        .optional(),
+      secure: z.boolean().optional(),
+      domain: z.string().optional(),
+      path: z.string().startsWith("/").optional(),
+      max_age: z.int().nonnegative().nullish(),
+      expires_days: z.number().nonnegative().nullish(),
+    }),
+  )
+  .transform(({ samesite: sameSite, secure, domain, path, max_age, expires_days }) => {
+    const seconds = max_age ?? (expires_days == null ? undefined : expires_days * 86_400);
+    const maxAge = seconds === undefined ? undefined : Math.min(seconds, COOKIE_LIMIT_S);
+    const all = { sameSite, secure, domain, path, maxAge };
+    return Object.fromEntries(
+      Object.entries(all).filter(([, value]) => value !== undefined),
+    ) as CookieOptions;
+  });
+
+/** The variables of JupyterHub's Spawner.get_env, JUPYTERHUB_API_TOKEN being apiToken. */
+const HUB = z.object({
+  apiToken: z.string(),
+  apiUrl: z.url({ protocol: /^https?$/, error: "must be an http or https address" }),
+  clientId: z.string().regex(/^[\w!#$%&'*.^`|~+-]+$/, "must be good for a cookie's name"),
+  user: z.string(),
+  servicePrefix: z.string().regex(/^\/.*\/$/, "must begin and end with a slash"),
+  /** Where to listen: `http://:8888/user/x/` is every address. */
+  serviceUrl: z
+    .string()
+    .regex(
+      /^https?:\/\/(\[[\da-fA-F:.]+\]|[\w.-]*)(:\d{1,5})?(\/|$)/,
+      "must be an address to listen on",
+    )
+    .transform((value) => {
+      const [, scheme, host = "", port] =
+        /^(https?):\/\/\[?([^\]/]*?)\]?(?::(\d+))?(?:\/|$)/.exec(value) ?? [];
+      return { host: host || "0.0.0.0", port: port ?? (scheme === "https" ? "443" : "80") };
+    }),
+  oauthCallbackUrl: z.string(),
+  oauthAccessScopes: fromJson(z.array(z.string()).min(1, "must name a scope")),
+  activityUrl: z.url("must be an address").optional(),
+  activityInterval: z.coerce
+    .number("must be a number of seconds")
+    .positive("must be a number of seconds")
+    .default(ACTIVITY_INTERVAL_S),
+  allowTokenInUrl: one.default(false),
+  baseUrl: z.string().default("/"),
+  cookieHostPrefixEnabled: one.default(false),
+  cookieOptions: fromJson(cookieOptions).default({}),
+  host: z.string().default(""),
+  publicUrl: z.string().default(""),
+  serverName: z.string().default(""),
+  sslKeyfile: z.string().optional(),
+  sslCertfile: z.string().optional(),
+  sslClientCa: z.string().optional(),
+});
+/** What JupyterHub tells a server that it starts. */
+export type HubConfig = z.output<typeof HUB>;
 
 /** The command line or the environment is wrong; the message lists all that is. Exit code 2. */
 export class UsageError extends Error {
@@ -534,8 +679,8 @@ export class UsageError extends Error {
 }
 
 const kebab = (name: string) => name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
-const envName = (name: string) =>
-  `JUPYTER_DESKTOP_${kebab(name).replaceAll("-", "_").toUpperCase()}`;
+const snake = (name: string) => kebab(name).replaceAll("-", "_").toUpperCase();
+const envName = (name: string) => `JUPYTER_DESKTOP_${snake(name)}`;
 /** An option by both its names, for messages. */
 const both = (name: OptionName) =>
   name === "token" ? envName(name) : `--${kebab(name)} (${envName(name)})`;
@@ -596,12 +741,16 @@ function readFlag(token: FlagToken, given: Map<string, RawOption>): string[] {
   return [];
 }
 
+/** Kubernetes sets this in all pods beside a Service of the name jupyter-desktop. */
+const isServiceLink = (key: string, value: string) =>
+  key === envName("port") && value.startsWith("tcp://");
+
 function readEnv(env: NodeJS.ProcessEnv, given: Map<string, RawOption>) {
   for (const [name, spec] of specs) {
     if (given.has(name) || name === "help" || name === "version") continue;
     for (const key of [envName(name), spec.envAlias]) {
       const value = key && env[key];
-      if (!value || given.has(name)) continue;
+      if (!value || given.has(name) || isServiceLink(key, value)) continue;
       given.set(name, {
         value: spec.multiple ? value.split(/\s+/).filter(Boolean) : value,
         from: key,
@@ -626,7 +775,7 @@ function dropSetAside(given: Map<string, RawOption>): void {
   }
 }
 
-const isFlag = (given: Given, name: OptionName) => given.get(name)?.from.startsWith("-") ?? false;
+const isFlag = (given: Given, name: string) => given.get(name)?.from.startsWith("-") ?? false;
 
 type Given = ReadonlyMap<string, RawOption>;
 type Rule = [broken: boolean, problem: string];
@@ -645,6 +794,14 @@ function accessRules({ unixSocket, auth, allowNoAuth }: Partial<Config>, given: 
     ...(["token", "tokenFile"] as const).map((name): Rule => [
       auth === "none" && given.has(name) && isFlag(given, name) === isFlag(given, "auth"),
       `${both(name)}: is of no use with ${both("auth")} none`,
+    ]),
+    ...(["unixSocket", "baseUrl", "tlsCert", "tokenFile"] as const).map((name): Rule => [
+      auth === "hub" && isFlag(given, name),
+      `${both(name)}: cannot be combined with ${both("auth")} hub, where JupyterHub says how it reaches this server`,
+    ]),
+    ...(["tlsCert", "tlsKey"] as const).map((name): Rule => [
+      given.has(name) && given.has("unixSocket"),
+      `${both(name)}: is of no use with ${both("unixSocket")}`,
     ]),
     [
       given.has("tokenFile") && given.has("token"),
@@ -677,6 +834,8 @@ function desktopRules(config: Partial<Config>, given: Given): Rule[] {
     ],
   ];
 }
+
+const HUB_TLS = ["JUPYTERHUB_SSL_CERTFILE", "JUPYTERHUB_SSL_KEYFILE"] as const;
 
 /** The checked value of one option, or undefined when it has none or a wrong one. */
 function parseOption(
@@ -752,6 +911,99 @@ function flagsOf(given: Given, values: Readonly<Record<string, unknown>>): Flag[
 }
 
 /**
+ * Certificate and key from their files; undefined when none is named.
+ * `names` are what the person knows the two by.
+ */
+function readTls(
+  [certFile, keyFile, caFile]: (string | undefined)[],
+  names: readonly [cert: string, key: string],
+  problems: string[],
+): Tls | undefined {
+  if (certFile === undefined && keyFile === undefined) return undefined;
+  if (certFile === undefined || keyFile === undefined) {
+    const [missing, there] = certFile === undefined ? names : [names[1], names[0]];
+    problems.push(`${missing}: is missing, and ${there} needs it`);
+    return undefined;
+  }
+  const read = (what: string, file: string, check: (pem: string) => unknown) => {
+    try {
+      const pem = fs.readFileSync(file, "utf8");
+      check(pem);
+      return pem;
+    } catch (error) {
+      problems.push(`${what}: cannot use ${file}: ${errorText(error)}`);
+      return undefined;
+    }
+  };
+  const cert = read(names[0], certFile, (pem) => new X509Certificate(pem));
+  const key = read(names[1], keyFile, (pem) => createPrivateKey(pem));
+  const ca =
+    caFile === undefined
+      ? ""
+      : read("JUPYTERHUB_SSL_CLIENT_CA", caFile, (pem) => new X509Certificate(pem));
+  if (cert === undefined || key === undefined || ca === undefined) return undefined;
+  if (new X509Certificate(cert).checkPrivateKey(createPrivateKey(key)))
+    return { cert, key, ...(ca ? { ca } : {}) };
+  problems.push(`${names[1]}: ${keyFile} is not the key of the certificate in ${certFile}`);
+  return undefined;
+}
+
+/**
+ * What JupyterHub says of this server. It stands before our own variables, which a container may have for all that it
+ * runs, and after flags.
+ */
+function readHub(
+  env: NodeJS.ProcessEnv,
+  given: Map<string, RawOption>,
+  problems: string[],
+): HubConfig | undefined {
+  const names = Object.keys(HUB.shape);
+  const raw = Object.fromEntries(
+    names.map((name) => [name, env[`JUPYTERHUB_${snake(name)}`] || undefined]),
+  );
+  raw.oauthAccessScopes ??= env.JUPYTERHUB_OAUTH_SCOPES || undefined; // its name before JupyterHub 3
+  raw.oauthCallbackUrl ??= raw.servicePrefix && `${raw.servicePrefix}oauth_callback`;
+  const result = HUB.safeParse(raw);
+  if (!result.success) {
+    problems.push(...hubProblems(result.error.issues, raw));
+    return undefined;
+  }
+  const from = "JUPYTERHUB_SERVICE_URL";
+  const set = (name: string, value: string) => given.set(name, { value, from });
+  const { servicePrefix: baseUrl, serviceUrl } = result.data;
+  for (const [name, value] of Object.entries({ ...serviceUrl, baseUrl }))
+    if (!isFlag(given, name)) set(name, value);
+  for (const name of ["unixSocket", "tlsCert", "tlsKey"])
+    if (!isFlag(given, name)) given.delete(name);
+  for (const [name, value] of HUB_DEFAULTS) if (!given.has(name)) set(name, value);
+  return result.data;
+}
+
+/** What is another default when JupyterHub starts this server. */
+const HUB_DEFAULTS = [
+  ["idleDisconnect", HUB_IDLE],
+  ["frameAncestors", "none"], // as its own single-user server: other users' pages have the same origin
+] as const;
+
+function hubProblems(
+  issues: readonly z.core.$ZodIssue[],
+  raw: Readonly<Record<string, string | undefined>>,
+): string[] {
+  const named = issues.map(({ path: [name], message }) => ({ name: String(name), message }));
+  const missing = named.filter(({ name }) => raw[name] === undefined);
+  const list = missing.map(({ name }) => `JUPYTERHUB_${snake(name)}`).join(", ");
+  const wrong = named.filter((issue) => !missing.includes(issue));
+  return [
+    ...(list === ""
+      ? []
+      : [
+          `${both("auth")}: hub is for a server that JupyterHub starts (c.Spawner.cmd), and here is not set: ${list}`,
+        ]),
+    ...wrong.map(({ name, message }) => `JUPYTERHUB_${snake(name)}: ${message}`),
+  ];
+}
+
+/**
  * The configuration from flags, then JUPYTER_DESKTOP_* variables, then defaults.
  * @throws UsageError listing every problem, each with its flag and its variable.
  */
@@ -768,6 +1020,8 @@ export function loadConfig(argv: readonly string[], env: NodeJS.ProcessEnv): Con
   const app = command === "run" ? [...words.slice(1), ...argv.slice(end + 1)] : [];
   const tooMany = command === "run" ? [] : [...words.slice(1), ...argv.slice(end + 1)];
   for (const word of tooMany) problems.push(`${word}: is one word too many`);
+  const isHub = command === "serve" && given.get("auth")?.value === "hub";
+  const hub = isHub ? readHub(env, given, problems) : undefined;
   const options = specs.map((entry) => [
     entry[0],
     parseOption(entry, given.get(entry[0]), problems),
@@ -775,8 +1029,11 @@ export function loadConfig(argv: readonly string[], env: NodeJS.ProcessEnv): Con
   const values = Object.fromEntries(options);
   const token = values.token ?? readSecret("tokenFile", values.tokenFile, problems);
   const vncPassword = readSecret("vncPasswordFile", values.vncPasswordFile, problems);
+  const tls = hub
+    ? readTls([hub.sslCertfile, hub.sslKeyfile, hub.sslClientCa], HUB_TLS, problems)
+    : readTls([values.tlsCert, values.tlsKey], [both("tlsCert"), both("tlsKey")], problems);
   const flags = flagsOf(given, values);
-  const config: Config = { ...values, command, token, vncPassword, flags, app };
+  const config: Config = { ...values, command, token, vncPassword, flags, app, tls, hub };
   const rules = [
     ...accessRules(config, given),
     ...desktopRules(config, given),
@@ -891,7 +1148,9 @@ export function createLog(
  */
 export type AuthPolicy =
   | { kind: "open"; allowOrigins: readonly string[]; hosts?: readonly string[] }
-  | { kind: "token"; token: string; allowOrigins: readonly string[] };
+  | { kind: "token"; token: string; allowOrigins: readonly string[] }
+  /** Nobody but by the Hub's word, which the routes ask for. */
+  | { kind: "hub"; allowOrigins: readonly string[] };
 
 /** Who a request comes from: the desktop's owner, or somebody who was let in, to control it or only to watch. */
 export interface Visitor {
@@ -903,7 +1162,11 @@ const OWNER: Visitor = { role: "owner", name: "" };
 
 export type AuthDecision =
   | { ok: true; visitor: Visitor }
-  | { ok: false; status: 401 | 403; reason: "no-token" | "wrong-token" | "origin" | "host" };
+  | {
+      ok: false;
+      status: 401 | 403;
+      reason: "no-token" | "wrong-token" | "no-login" | "origin" | "host";
+    };
 
 export interface AuthRequest {
   readonly method: string;
@@ -928,6 +1191,7 @@ export function authorize(request: AuthRequest, policy: AuthPolicy): AuthDecisio
       ? { ok: true, visitor: OWNER }
       : { ok: false, status: 403, reason: "host" };
   }
+  if (policy.kind === "hub") return { ok: false, status: 403, reason: "no-login" };
   if (!request.token) return { ok: false, status: 401, reason: "no-token" };
   if (!safeEqual(request.token, policy.token))
     return { ok: false, status: 403, reason: "wrong-token" };
@@ -2054,6 +2318,8 @@ export interface DesktopOptions {
   /** The desktop outlives a server that is killed, and the next one takes it back. */
   readonly keep?: boolean;
   readonly clipboard?: Config["clipboard"];
+  /** Its programs get JupyterHub's variables. */
+  readonly passHubToken?: boolean;
   readonly abort?: AbortSignal;
 }
 
@@ -2269,8 +2535,13 @@ const NOT_FOR_DESKTOP =
   /^(DISPLAY|XAUTHORITY|WAYLAND_DISPLAY|SESSION_MANAGER|DBUS_|DESKTOP_SESSION|GDMSESSION|XDG_(SESSION_|CURRENT_DESKTOP|MENU_PREFIX|DATA_DIRS|SEAT|VTNR)|WINDOWID|LD_|PYTHON(HOME|PATH)|QT_|GTK_|GDK_|GIO_|GSETTINGS_|FONTCONFIG_|JPY_API_TOKEN|JUPYTER_TOKEN$|CONFIGPROXY_AUTH_TOKEN|JUPYTERHUB_|JUPYTER_DESKTOP_|npm_|NODE_ENV|BUN_|INIT_CWD|TMUX|STY|TERM)/;
 
 /** The desktop's environment: whose it is, where things are, and nothing of another session's. */
-export function desktopEnv(env: NodeJS.ProcessEnv, runtimeDir: string): Record<string, string> {
-  const kept = Object.entries(env).filter(([name]) => !NOT_FOR_DESKTOP.test(name));
+export function desktopEnv(
+  env: NodeJS.ProcessEnv,
+  runtimeDir: string,
+  passHubToken = false,
+): Record<string, string> {
+  const isHubs = (name: string) => passHubToken && name.startsWith("JUPYTERHUB_");
+  const kept = Object.entries(env).filter(([name]) => !NOT_FOR_DESKTOP.test(name) || isHubs(name));
   const userPath = env.PATH || SYSTEM_PATH;
   const uid = process.getuid?.() ?? 0;
   const user = env.USER || env.LOGNAME || userName() || `uid${uid}`;
@@ -2579,7 +2850,8 @@ function prepareDisplay(options: DesktopOptions, mark: string): Record<string, s
   const authFile = path.join(options.runtimeDir, "Xauthority");
   try {
     fs.writeFileSync(authFile, xauthority(randomBytes(16)), { mode: 0o600 });
-    return { ...desktopEnv(options.env, options.runtimeDir), XAUTHORITY: authFile, [MARK]: mark };
+    const { env, runtimeDir, passHubToken } = options;
+    return { ...desktopEnv(env, runtimeDir, passHubToken), XAUTHORITY: authFile, [MARK]: mark };
   } catch (error) {
     throw placeError(options.runtimeDir, error);
   }
@@ -2974,6 +3246,291 @@ function renderMetric([name, type, help, value]: Metric): string {
   return `# HELP ${full} ${help}\n# TYPE ${full} ${type}\n${lines.join("")}`;
 }
 
+// --- hub ---
+// JupyterHub's single-user server: who visits, by the Hub's word, and what the Hub hears of activity.
+// The contract is that of jupyterhub.services.auth and of Spawner.get_env; none of its Python is on the path.
+
+/** The Hub gave no answer (503), or none that can be used (502). */
+interface HubDown {
+  readonly kind: "down";
+  readonly status: 502 | 503;
+}
+
+/** Whom the Hub knows a token as: unknown has to log in, a stranger may not come in. */
+export type HubAnswer =
+  | { readonly kind: "visitor"; readonly visitor: Visitor }
+  | { readonly kind: "stranger"; readonly name: string }
+  | { readonly kind: "unknown" }
+  | HubDown;
+
+/** A log-in that was begun: it travels as a sealed cookie, so that strangers who begin many cost no memory. */
+const HubLogin = z.object({
+  state: z.string(),
+  verifier: z.string(),
+  next: z.string(),
+  untilMs: z.number(),
+});
+
+const HubUser = z.object({
+  kind: z.string(),
+  name: z.string(),
+  scopes: z.array(z.string()).default([]),
+});
+
+const sha256 = (value: string) => createHash("sha256").update(value).digest("base64url");
+
+/**
+ * Does one of these scopes grant the wanted one? `access:servers!server=x/y` is granted by itself, by
+ * `access:servers!user=x` and by `access:servers`. A filter by group cannot be resolved here, and grants nothing.
+ */
+export function grantsScope(scopes: readonly string[], wanted: string): boolean {
+  const [name, filter = ""] = wanted.split("!");
+  const user = /^server=([^/]*)\//.exec(filter)?.[1];
+  return [wanted, name, ...(user === undefined ? [] : [`${name}!user=${user}`])].some(
+    (scope) => scope !== undefined && scopes.includes(scope),
+  );
+}
+
+/** The Hub that started this server. */
+export class Hub {
+  readonly #config: HubConfig;
+  readonly #tls: Tls | undefined;
+  readonly #log: Log;
+  readonly #answers = new Map<string, { answer: Promise<HubAnswer>; untilMs: number }>();
+  #version: Promise<string | undefined> | undefined;
+
+  constructor(config: HubConfig, tls: Tls | undefined, log: Log) {
+    this.#config = config;
+    this.#tls = tls;
+    this.#log = log;
+  }
+
+  get config(): HubConfig {
+    return this.#config;
+  }
+
+  /** An address of the Hub's own, as browsers reach it. */
+  url(page: "home" | "logout" | "api/oauth2/authorize"): string {
+    return `${this.#config.host}${this.#config.baseUrl}hub/${page}`;
+  }
+
+  /** Per use, and the same after a restart with the same API token: people stay logged in. */
+  #key(use: string): Buffer {
+    return Buffer.from(hkdfSync("sha256", this.#config.apiToken, "", `jupyter-desktop ${use}`, 32));
+  }
+
+  /** Encrypted and signed, for a cookie; `use` keeps what was made for one from passing for another. */
+  seal(use: "token" | "attempt", value: string): string {
+    const nonce = randomBytes(SEAL_NONCE_BYTES);
+    const cipher = createCipheriv("aes-256-gcm", this.#key(use), nonce);
+    const sealed = Buffer.concat([cipher.update(value), cipher.final()]);
+    return Buffer.concat([nonce, cipher.getAuthTag(), sealed]).toString("base64url");
+  }
+
+  /** What was sealed, or undefined for anything else. */
+  open(use: "token" | "attempt", sealed: string | undefined): string | undefined {
+    const bytes = Buffer.from(sealed ?? "", "base64url");
+    const start = SEAL_NONCE_BYTES + SEAL_TAG_BYTES;
+    if (bytes.length <= start) return undefined;
+    try {
+      const nonce = bytes.subarray(0, SEAL_NONCE_BYTES);
+      const cipher = createDecipheriv("aes-256-gcm", this.#key(use), nonce);
+      cipher.setAuthTag(bytes.subarray(SEAL_NONCE_BYTES, start));
+      return Buffer.concat([cipher.update(bytes.subarray(start)), cipher.final()]).toString();
+    } catch {
+      return undefined; // of another server, or changed
+    }
+  }
+
+  /**
+   * What a page needs to act, beside its cookie: another page of the same origin has the cookie too. It holds until
+   * the person logs out of the Hub, so that a page never has to be loaded again for it.
+   */
+  ticket(name: string, session: string): string {
+    return createHmac("sha256", this.#key("ticket"))
+      .update(`${name}\n${session}`)
+      .digest("base64url");
+  }
+
+  /** Begins a log-in: where to send the browser, the state in it, and what a cookie has to keep meanwhile. */
+  beginLogin(next: string): { url: string; state: string; sealed: string } {
+    const [state, verifier] = [randomBytes(24), randomBytes(32)].map((bytes) =>
+      bytes.toString("base64url"),
+    ) as [string, string];
+    const query = new URLSearchParams({
+      client_id: this.#config.clientId,
+      redirect_uri: this.#config.oauthCallbackUrl,
+      response_type: "code",
+      state,
+      code_challenge: sha256(verifier), // PKCE (RFC 7636); a Hub before 6 takes no notice
+      code_challenge_method: "S256",
+    });
+    const attempt: z.output<typeof HubLogin> = {
+      state,
+      verifier,
+      next: next.length > HUB_NEXT_CHARS ? this.#config.servicePrefix : next,
+      untilMs: Date.now() + HUB_LOGIN_MS,
+    };
+    const sealed = this.seal("attempt", JSON.stringify(attempt));
+    return { url: `${this.url("api/oauth2/authorize")}?${query}`, state, sealed };
+  }
+
+  /** The log-in that this cookie keeps, if it is the one of this state, and not too old. */
+  findLogin(
+    state: string,
+    sealed: string | undefined,
+  ): { verifier: string; next: string } | undefined {
+    const kept = this.open("attempt", sealed);
+    if (kept === undefined) return undefined;
+    const attempt = HubLogin.parse(JSON.parse(kept));
+    return safeEqual(attempt.state, state) && attempt.untilMs > Date.now() ? attempt : undefined;
+  }
+
+  /** The token for a code of the Hub's; unknown when it takes the code for wrong, or used. */
+  async redeem(
+    code: string,
+    verifier: string,
+  ): Promise<string | Extract<HubAnswer, { kind: "unknown" | "down" }>> {
+    const { clientId, apiToken, oauthCallbackUrl } = this.#config;
+    const body = new URLSearchParams({
+      client_id: clientId,
+      client_secret: apiToken,
+      grant_type: "authorization_code",
+      code,
+      redirect_uri: oauthCallbackUrl,
+      code_verifier: verifier,
+    });
+    const reply = await this.#ask("/oauth2/token", { method: "POST", body });
+    if ("kind" in reply) return reply;
+    if (reply.status !== 200) {
+      this.#log("warn", "JupyterHub refused a log-in", { status: reply.status });
+      return { kind: "unknown" };
+    }
+    const token = z.object({ access_token: z.string() }).safeParse(reply.body);
+    return token.success ? token.data.access_token : this.#useless("/oauth2/token");
+  }
+
+  /** Whose token this is; the Hub is asked once in five minutes, and sooner in another of its log-ins. */
+  identify(token: string, session: string): Promise<HubAnswer> {
+    const key = sha256(`${session}\n${token}`);
+    const known = this.#answers.get(key);
+    if (known && known.untilMs > Date.now()) return known.answer;
+    const answer = this.#identify(token);
+    this.#answers.delete(key); // the new one comes last
+    this.#answers.set(key, { answer, untilMs: Date.now() + HUB_USER_MS });
+    const [oldest] = this.#answers.keys();
+    if (this.#answers.size > HUB_USERS && oldest !== undefined) this.#answers.delete(oldest);
+    // Only who may come in is remembered: a share that is given now holds now.
+    void answer.then(({ kind }) => {
+      if (kind !== "visitor" && this.#answers.get(key)?.answer === answer)
+        this.#answers.delete(key);
+    });
+    return answer;
+  }
+
+  async #identify(token: string): Promise<HubAnswer> {
+    const reply = await this.#ask("/user", { headers: { authorization: `token ${token}` } });
+    if ("kind" in reply) return reply;
+    if (reply.status !== 200) return { kind: "unknown" };
+    const user = HubUser.safeParse(reply.body);
+    if (!user.success) return this.#useless("/user");
+    const { kind, name, scopes } = user.data;
+    const { oauthAccessScopes, user: owner } = this.#config;
+    if (!oauthAccessScopes.some((wanted) => grantsScope(scopes, wanted)))
+      return { kind: "stranger", name };
+    const role = kind === "user" && name === owner ? "owner" : "control";
+    return { kind: "visitor", visitor: { role, name } };
+  }
+
+  /** The Hub's version, as it says it in a header. */
+  version(): Promise<string | undefined> {
+    this.#version ??= this.#ask("/").then((reply) => {
+      if ("kind" in reply) this.#version = undefined; // asked again
+      return "kind" in reply ? undefined : (reply.version ?? undefined);
+    });
+    return this.#version;
+  }
+
+  /** Asks the Hub's API; whatever has no usable answer is a HubDown. */
+  async #ask(where: string, init: BunFetchRequestInit = {}): Promise<HubReply | HubDown> {
+    const url = where.startsWith("/") ? `${this.#config.apiUrl}${where}` : where;
+    let status = 0;
+    try {
+      const signal = AbortSignal.timeout(HUB_TIMEOUT_MS);
+      const tls = this.#tls ? { tls: this.#tls } : {};
+      const response = await fetch(url, { ...init, ...tls, redirect: "manual", signal });
+      const { headers } = response;
+      status = response.status;
+      const text = await response.text();
+      if (status >= 500) throw new Error(`it answered ${status}`);
+      const isJson = /\bjson\b/.test(headers.get("content-type") ?? "");
+      const version = headers.get("x-jupyterhub-version");
+      return { status, version, body: isJson && text ? JSON.parse(text) : undefined };
+    } catch (error) {
+      this.#log("error", "JupyterHub gave no answer", { url, error: errorText(error) });
+      return { kind: "down", status: status > 0 ? 502 : 503 };
+    }
+  }
+
+  #useless(where: string): HubDown {
+    this.#log("error", "JupyterHub gave an answer that cannot be used", {
+      url: `${this.#config.apiUrl}${where}`,
+    });
+    return { kind: "down", status: 502 };
+  }
+
+  /**
+   * Tells the Hub when the desktop was last used, at once and then about every JUPYTERHUB_ACTIVITY_INTERVAL: the time
+   * of the use, not of the telling, and nothing when there was none since. Until the signal.
+   */
+  async reportActivity(lastUseMs: () => number, signal: AbortSignal): Promise<void> {
+    const { activityUrl, activityInterval } = this.#config;
+    if (activityUrl === undefined) return;
+    for (let toldMs = 0; !signal.aborted;) {
+      const useMs = lastUseMs();
+      if (useMs > toldMs && (await this.#tellActivity(activityUrl, useMs, signal))) toldMs = useMs;
+      // Many servers start at the same moment, as a class does: a spread of a tenth keeps them apart.
+      await pause(activityInterval * 1_000 * (0.9 + 0.2 * Math.random()), signal);
+    }
+  }
+
+  async #tellActivity(url: string, useMs: number, signal: AbortSignal): Promise<boolean> {
+    const last_activity = new Date(useMs).toISOString();
+    const body = JSON.stringify({
+      servers: { [this.#config.serverName]: { last_activity } },
+      last_activity,
+    });
+    const headers = {
+      authorization: `token ${this.#config.apiToken}`,
+      "content-type": "application/json",
+    };
+    const deadline = Date.now() + ACTIVITY_GIVE_UP_MS;
+    for (
+      let waitMs = RETRY_FIRST_MS;
+      !signal.aborted;
+      waitMs = Math.min(2 * waitMs, ACTIVITY_RETRY_MAX_MS)
+    ) {
+      const reply = await this.#ask(url, { method: "POST", headers, body });
+      if (!("kind" in reply) && reply.status < 300) return true;
+      if (!("kind" in reply))
+        this.#log("warn", "JupyterHub refused the time of activity", { status: reply.status });
+      if (Date.now() + waitMs > deadline) return false;
+      await pause(waitMs, signal);
+    }
+    return false;
+  }
+}
+
+interface HubReply {
+  readonly status: number;
+  readonly version: string | null;
+  readonly body: unknown;
+}
+
+/** Waits, or until the signal; keeps no process alive. */
+const pause = (ms: number, signal: AbortSignal) =>
+  delay(ms, undefined, { signal, ref: false }).catch(() => {}); // aborted
+
 // --- routes ---
 // The one place where auth, bridge and supervisor meet.
 
@@ -2982,7 +3539,8 @@ export interface ViewerAssets {
   readonly hash: string;
   readonly index: string;
   readonly login: string;
-  /** CSP hash of the log-in page's style, which is in the page: a stranger gets no other file. */
+  readonly message: string;
+  /** CSP hash of the style of these two, which is in the page: a stranger gets no other file. */
   readonly loginStyle: string;
   readonly files: Readonly<Record<string, { readonly type: string; readonly br: string }>>;
 }
@@ -3010,9 +3568,14 @@ export interface AppOptions {
   readonly log: Log;
   /** What answers /metrics; nothing does without it. */
   readonly metrics?: (() => string) | undefined;
+  readonly frameAncestors?: "self" | "none";
+  readonly hub?: Hub;
 }
 
-type Env = { Bindings: { server: Server<Session> }; Variables: { visitor: Visitor } };
+type Env = {
+  Bindings: { server: Server<Session> };
+  Variables: { visitor: Visitor; ticket: string | undefined };
+};
 
 const SENTENCES = {
   "no-token":
@@ -3022,13 +3585,40 @@ const SENTENCES = {
   origin: "A page of another site may not use this desktop: add its origin with --allow-origin.",
   host: "This desktop is not served under this name: open it by its address, or add the name with --allow-origin.",
   busy: "Too many wrong tokens at once: try again in a few seconds.",
+  "no-login": "You are not logged in: open this desktop's page, and JupyterHub asks who you are.",
+  "no-ticket": "This does not come from the desktop's own page: load that page again.",
+  "hub-stranger":
+    "This desktop is not yours. Its owner can share it with you in JupyterHub, or you can log in as somebody else.",
+  "hub-stale": "That log-in took too long, or was not begun in this browser: try again.",
+  "hub-error": "JupyterHub did not log you in: try again.",
+  "hub-down":
+    "JupyterHub does not answer just now, and nobody can be let in without it. What runs on the desktop goes on, and this page tries again by itself.",
 } as const;
 
 const wantsPage = (c: Context) => /\btext\/html\b/.test(c.req.header("accept") ?? "");
 const isUpgrade = (c: Context) => c.req.header("upgrade")?.toLowerCase() === "websocket";
 
-function securityHeaders(assets: ViewerAssets): MiddlewareHandler<Env> {
+/** Is this a person's browser on its way to a page? A browser without Sec-Fetch-Mode is taken by what it accepts. */
+const isNavigation = (c: Context) =>
+  c.req.method === "GET" &&
+  !isUpgrade(c) &&
+  (c.req.header("sec-fetch-mode") ?? (wantsPage(c) ? "navigate" : "")) === "navigate";
+
+/** What the browser speaks, which is its first proxy's word. */
+const isHttps = (c: Context, publicUrl = "") =>
+  /^https:/.test(publicUrl) ||
+  (c.req.header("x-forwarded-proto")?.split(",", 1)[0] ?? new URL(c.req.url).protocol).startsWith(
+    "https",
+  );
+
+function securityHeaders({
+  assets,
+  frameAncestors = "self",
+  hub,
+}: AppOptions): MiddlewareHandler<Env> {
   return secureHeaders({
+    // Other users' servers have this origin too: a page of theirs that opens this one gets no hold on it.
+    ...(hub ? { crossOriginOpenerPolicy: "noopener-allow-popups" } : {}),
     contentSecurityPolicy: {
       defaultSrc: ["'none'"],
       scriptSrc: ["'self'"],
@@ -3039,11 +3629,11 @@ function securityHeaders(assets: ViewerAssets): MiddlewareHandler<Env> {
       manifestSrc: ["'self'"],
       baseUri: ["'none'"],
       formAction: ["'self'"],
-      frameAncestors: ["'self'"],
+      frameAncestors: [`'${frameAncestors}'`],
     },
     referrerPolicy: "same-origin", // not less: the log-in form would then send Origin: null
     strictTransportSecurity: false, // the proxy's to decide, for its whole host
-    xFrameOptions: "SAMEORIGIN",
+    xFrameOptions: frameAncestors === "none" ? "DENY" : "SAMEORIGIN",
   });
 }
 
@@ -3054,7 +3644,7 @@ function requestToken(c: Context, cookieName: string): string | undefined {
 
 /** Guards every route that is mounted after it. */
 function guard(options: AppOptions, limiter: GuessLimiter): MiddlewareHandler<Env> {
-  const { policy, cookieName, log } = options;
+  const { policy, cookieName } = options;
   return async (c, next) => {
     if (limiter.full) return c.text(`${SENTENCES.busy}\n`, 429);
     const { method } = c.req;
@@ -3066,13 +3656,21 @@ function guard(options: AppOptions, limiter: GuessLimiter): MiddlewareHandler<En
       limiter.forgive();
       return exchangeToken(c, options);
     }
-    const { reason } = decision;
-    log("warn", "refused", { reason, method, path: c.req.path });
-    if (reason === "wrong-token") await limiter.punish();
-    const asksToken = reason === "wrong-token" || reason === "no-token";
-    if (asksToken && wantsPage(c)) return loginPage(c, options, decision);
-    return c.text(`${SENTENCES[reason]}\n`, decision.status);
+    if (decision.reason === "no-login") return hubGuard(c, next, options);
+    return refuse(c, decision, [options, limiter]);
   };
+}
+
+async function refuse(
+  c: Context,
+  { status, reason }: Extract<AuthDecision, { ok: false }>,
+  [options, limiter]: [AppOptions, GuessLimiter],
+): Promise<Response> {
+  options.log("warn", "refused", { reason, method: c.req.method, path: c.req.path });
+  if (reason === "wrong-token") await limiter.punish();
+  const asksToken = reason === "wrong-token" || reason === "no-token";
+  if (asksToken && wantsPage(c)) return loginPage(c, options, { status, reason });
+  return c.text(`${SENTENCES[reason]}\n`, status);
 }
 
 /** What the decision needs to know of a request. */
@@ -3110,16 +3708,19 @@ function logout(c: Context<Env>, { cookieName, baseUrl }: AppOptions): Response 
 /** Puts the token into a cookie and takes it out of the address, so that it stays in no history and no log. */
 function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions): Response {
   if (policy.kind === "token") {
-    const secure =
-      c.req.header("x-forwarded-proto") === "https" || new URL(c.req.url).protocol === "https:";
     setCookie(c, cookieName, policy.token, {
       path: cookiePath(c, baseUrl),
       httpOnly: true,
       sameSite: "Lax",
-      secure,
+      secure: isHttps(c),
       maxAge: COOKIE_MAX_AGE_S,
     });
   }
+  return c.redirect(withoutToken(c, baseUrl), 303);
+}
+
+/** This address without its token. */
+function withoutToken(c: Context, baseUrl: string): string {
   const query = new URL(c.req.url).searchParams;
   query.delete("token");
   // Relative, so that it holds behind a proxy that strips a prefix: the last part of the path, or this directory.
@@ -3127,7 +3728,130 @@ function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions):
     c.req.path.length < samePath(baseUrl).length
       ? relativeBase(c.req.path, baseUrl) // the cookie is not for the address without the slash
       : `./${new URL(c.req.url).pathname.split("/").at(-1)}`;
-  return c.redirect(query.size > 0 ? `${here}?${query}` : here, 303);
+  return query.size > 0 ? `${here}?${query}` : here;
+}
+
+function hubCookie(c: Context, { config }: Hub): CookieOptions {
+  const { servicePrefix: path, publicUrl, cookieOptions, cookieHostPrefixEnabled } = config;
+  const secure = isHttps(c, publicUrl);
+  const options = { path, sameSite: "Lax", secure, ...cookieOptions, httpOnly: true } as const;
+  if (!cookieHostPrefixEnabled) return options;
+  const { domain, ...hostOnly } = options;
+  return { ...hostOnly, path: "/", secure: true };
+}
+
+const hubCookieName = ({ config }: Hub) =>
+  `${config.cookieHostPrefixEnabled ? "__Host-" : ""}${config.clientId}`;
+const hubLoginCookieName = (hub: Hub, state: string) =>
+  `${hubCookieName(hub)}-oauth-state-${state.slice(0, 8)}`;
+/** Changes with each log-in to the Hub; only where the Hub shares its host with this server. */
+const hubSession = (c: Context) => getCookie(c, "jupyterhub-session-id") ?? "";
+
+/** Sends the browser to the Hub's log-in. */
+function beginHubLogin(c: Context, hub: Hub): Response {
+  const asked = new URL(c.req.url);
+  asked.searchParams.delete("token");
+  // In the Hub's spelling of the path, for which the cookie is; and one slash, or it would name another host.
+  const rest = samePath(asked.pathname).slice(samePath(hub.config.servicePrefix).length);
+  const { url, state, sealed } = hub.beginLogin(
+    `${hub.config.servicePrefix}${rest}${asked.search}`,
+  );
+  const options = hubCookie(c, hub);
+  const begun = Object.keys(getCookie(c)).filter((name) =>
+    name.startsWith(hubLoginCookieName(hub, "")),
+  );
+  if (begun.length >= HUB_LOGINS) for (const name of begun) deleteCookie(c, name, options);
+  setCookie(c, hubLoginCookieName(hub, state), sealed, {
+    ...options,
+    maxAge: HUB_LOGIN_MS / 1_000,
+  });
+  deleteCookie(c, hubCookieName(hub), options);
+  return c.redirect(url);
+}
+
+/** The Hub sends the browser back here, with a code for a token. */
+async function endHubLogin(c: Context<Env>, options: AppOptions, hub: Hub): Promise<Response> {
+  const { code, state = "", error } = c.req.query();
+  if (error !== undefined || !code || !/^[\w-]{32}$/.test(state))
+    return hubPage(c, options, 400, "hub-error");
+  const name = hubLoginCookieName(hub, state);
+  const login = hub.findLogin(state, getCookie(c, name));
+  if (!login) return hubPage(c, options, 403, "hub-stale");
+  const token = await hub.redeem(code, login.verifier);
+  const answer = typeof token === "string" ? await hub.identify(token, hubSession(c)) : token;
+  if (answer.kind === "down") return hubPage(c, options, answer.status, "hub-down");
+  deleteCookie(c, name, hubCookie(c, hub));
+  // Not back to the page: it would begin the next log-in, and so on.
+  if (typeof token !== "string" || answer.kind === "unknown")
+    return hubPage(c, options, 403, "hub-stale");
+  setCookie(c, hubCookieName(hub), hub.seal("token", token), hubCookie(c, hub));
+  return c.redirect(login.next);
+}
+
+/** The sentence as a page, or as a line of text where a program asks. */
+function hubPage(
+  c: Context,
+  { assets, title, baseUrl, log }: AppOptions,
+  ...[status, reason]: [400 | 403 | 502 | 503, keyof typeof SENTENCES]
+): Response | Promise<Response> {
+  log("warn", "refused", { reason, status, method: c.req.method, path: c.req.path });
+  c.header("cache-control", "no-store");
+  if (status >= 500) c.header("retry-after", String(HUB_RETRY_S));
+  if (!isNavigation(c)) return c.text(`${SENTENCES[reason]}\n`, status);
+  if (status >= 500) c.header("refresh", String(HUB_RETRY_S));
+  const base_url = relativeBase(c.req.path, baseUrl);
+  const message = SENTENCES[reason];
+  const link = reason === "hub-stranger" ? `${base_url}logout` : base_url;
+  const link_text = reason === "hub-stranger" ? "Log out" : "Try again";
+  return c.html(renderPage(assets.message, { title, message, link, link_text }), status);
+}
+
+/** The token of a request, and whether it is from the cookie, which a browser sends along by itself. */
+function hubToken(c: Context, hub: Hub): { token: string | undefined; byCookie: boolean } {
+  const bearer = /^(?:bearer|token) +(\S+)$/i.exec(c.req.header("authorization") ?? "")?.[1];
+  const inUrl = hub.config.allowTokenInUrl || isUpgrade(c) ? c.req.query("token") : undefined;
+  const given = bearer ?? inUrl;
+  if (given) return { token: given, byCookie: false };
+  return { token: hub.open("token", getCookie(c, hubCookieName(hub))), byCookie: true };
+}
+
+/** The guard of a server that JupyterHub started; the Origin has been checked before. */
+async function hubGuard(
+  c: Context<Env>,
+  next: () => Promise<void>,
+  options: AppOptions,
+): Promise<Response | undefined> {
+  const { hub } = options;
+  if (!hub) return c.text(`${SENTENCES["no-login"]}\n`, 403);
+  const { token, byCookie } = hubToken(c, hub);
+  const answer = token ? await hub.identify(token, hubSession(c)) : { kind: "unknown" as const };
+  if (answer.kind === "down") return hubPage(c, options, answer.status, "hub-down");
+  if (answer.kind === "stranger") return hubPage(c, options, 403, "hub-stranger");
+  if (answer.kind === "unknown")
+    return isNavigation(c) ? beginHubLogin(c, hub) : hubPage(c, options, 403, "no-login");
+  const ticket = hub.ticket(answer.visitor.name, hubSession(c));
+  if (byCookie && needsTicket(c, options) && !safeEqual(c.req.query("t") ?? "", ticket))
+    return hubPage(c, options, 403, "no-ticket");
+  if (token && !byCookie && isNavigation(c) && c.req.query("token") !== undefined) {
+    setCookie(c, hubCookieName(hub), hub.seal("token", token), hubCookie(c, hub));
+    return c.redirect(withoutToken(c, options.baseUrl), 303);
+  }
+  c.set("visitor", answer.visitor);
+  if (getsTicket(c, options)) c.set("ticket", ticket);
+  await next();
+}
+
+/** All that a page does by itself: a page of the same origin could do it too, with the person's cookie. */
+const needsTicket = (c: Context, { baseUrl }: AppOptions) =>
+  !isNavigation(c) &&
+  (isUpgrade(c) || !c.req.path.startsWith(`${samePath(baseUrl)}desktop/static/`));
+
+/** A page that a person opened; one in a frame, which the page around it can read, only where frames are meant. */
+function getsTicket(c: Context, { frameAncestors }: AppOptions): boolean {
+  const holder = c.req.header("sec-fetch-dest") ?? "document";
+  return (
+    isNavigation(c) && (holder === "document" || (holder === "iframe" && frameAncestors === "self"))
+  );
 }
 
 function loginPage(
@@ -3241,19 +3965,49 @@ function mount(app: Hono<Env>, address: string, { GET, POST }: { GET?: Handler; 
   app.all(address, (c) => c.text(`This address takes ${allow} only.\n`, 405, { allow }));
 }
 
+/** What is open to all under a Hub: the end of its log-in, its look whether the server is up, and logging out. */
+function mountHub(app: Hono<Env>, options: AppOptions, hub: Hub): void {
+  const logout: Handler = (c) => {
+    deleteCookie(c, hubCookieName(hub), hubCookie(c, hub));
+    return c.redirect(hub.url("logout"), 303);
+  };
+  mount(app, "/oauth_callback", { GET: (c) => endHubLogin(c, options, hub) });
+  mount(app, "/logout", { GET: logout, POST: logout });
+  mount(app, "/api", {
+    GET: async (c) => {
+      const version = await hub.version();
+      if (version) c.header("x-jupyterhub-version", version);
+      return c.json({ version: VERSION });
+    },
+  });
+}
+
 /** The page: the base and desktop/. */
 function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
-  const { assets, title, baseUrl, supervisor, policy, clipboard = "both", isOwn = true } = options;
+  const {
+    assets,
+    title,
+    baseUrl,
+    supervisor,
+    policy,
+    hub,
+    clipboard = "both",
+    isOwn = true,
+  } = options;
   if (isUpgrade(c)) return upgrade(c, options);
   if (wantsPage(c)) supervisor.visit();
   const base_url = relativeBase(c.req.path, baseUrl);
   const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
+  const ticket = c.get("ticket") ?? "";
+  const more = { hub_home: hub?.url("home") ?? "", ticket };
   const desktop = isOwn ? "own" : "";
   const values = {
-    ...{ title, base_url, home, version: VERSION, hash: assets.hash },
-    ...{ auth: policy.kind, hub_home: "", clipboard, desktop },
+    ...{ title, base_url, version: VERSION, hash: assets.hash, home, ...more },
+    ...{ auth: policy.kind, clipboard, desktop },
   };
-  return c.html(renderPage(assets.index, values), 200, { "cache-control": "no-cache" });
+  // A page of the same origin could take the ticket out of the browser's cache.
+  const cache = ticket ? "no-store" : "no-cache";
+  return c.html(renderPage(assets.index, values), 200, { "cache-control": cache });
 }
 
 /** From the base to Jupyter's own page: jupyter-server-proxy names the part of the address that is its own. */
@@ -3347,7 +4101,7 @@ export function createApp(options: AppOptions): Hono<Env> {
   const { assets, supervisor, log } = options;
   const base = samePath(options.baseUrl);
   const getPath = (request: Request) => samePath(new URL(request.url).pathname);
-  const root = new Hono<Env>({ strict: true, getPath }).use(securityHeaders(assets));
+  const root = new Hono<Env>({ strict: true, getPath }).use(securityHeaders(options));
   const app = root.basePath(base);
   const limiter = new GuessLimiter();
   const page: Handler = (c) => servePage(c, options);
@@ -3360,6 +4114,7 @@ export function createApp(options: AppOptions): Hono<Env> {
     };
 
   mount(app, "/healthz", { GET: (c) => c.text("ok\n") });
+  if (options.hub) mountHub(app, options, options.hub);
   app.use("/login", bodyLimit({ maxSize: MAX_FORM_BYTES }));
   mount(app, "/login", { GET: (c) => c.redirect("./"), POST: (c) => login(c, options, limiter) });
   app.use(guard(options, limiter));
@@ -4139,6 +4894,13 @@ async function loadAssets(): Promise<ViewerAssets> {
   }
 }
 
+/** Was it started under the name that JupyterHub's spawners start by default, as a link to this file or executable? */
+function isSingleuser(): boolean {
+  // Bun puts the file behind a link into argv, the kernel the name that was called.
+  const words = readIfThere("/proc/self/cmdline").split("\0").slice(0, 2);
+  return words.some((word) => path.basename(word) === "jupyterhub-singleuser");
+}
+
 const usesToken = (config: Config) =>
   config.auth === "token" || (config.auth === "auto" && config.unixSocket === undefined);
 
@@ -4150,9 +4912,10 @@ function chooseLaunch(config: Config, { env, tail, name }: Served): Launch {
   const { vnc, vncCommand } = config;
   if (vnc.kind !== "auto" && vncCommand === undefined) return attach(vnc);
   return async (abort) => {
-    const { geometry, vncArg: vncArgs, xstartup, keep, clipboard } = config;
+    const { geometry, vncArg: vncArgs, xstartup, keep, clipboard, passHubToken } = config;
     const runtimeDir = chooseRuntimeDir(name, env);
-    const options = { runtimeDir, geometry, vncArgs, xstartup, env, tail, keep, clipboard, abort };
+    const desktop = { runtimeDir, geometry, vncArgs, xstartup, env, tail, keep, abort };
+    const options = { ...desktop, clipboard, passHubToken };
     if (vncCommand === undefined) return launchDesktop(options);
     const own: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
     return launchCommand(vncCommand, vnc.kind === "auto" ? own : vnc, options);
@@ -4186,10 +4949,17 @@ async function listenUnix(file: string, fetch: Fetch): Promise<Server<Session>> 
 }
 
 async function listen(config: Config, fetch: Fetch): Promise<Server<Session>> {
-  const { unixSocket, host: hostname, port } = config;
+  const { unixSocket, host: hostname, port, tls: pair } = config;
   if (unixSocket !== undefined) return listenUnix(unixSocket, fetch);
+  const tls = pair?.ca ? { ...pair, requestCert: true, rejectUnauthorized: true } : pair;
   try {
-    return Bun.serve({ fetch, websocket: Bridge.websocket, hostname, port });
+    return Bun.serve({
+      fetch,
+      websocket: Bridge.websocket,
+      hostname,
+      port,
+      ...(tls ? { tls } : {}),
+    });
   } catch (error) {
     const where = joinHostPort(hostname, port);
     if (errorCode(error) !== "EADDRINUSE")
@@ -4289,6 +5059,24 @@ function watchIdle(idleMs: number, bridge: Bridge, stopped: () => void): void {
   setInterval(check, Math.min(idleMs, HEARTBEAT_MS));
 }
 
+function choosePolicy(config: Config, token: string | undefined): AuthPolicy {
+  const { auth, host, unixSocket, allowOrigin: allowOrigins } = config;
+  if (auth === "hub") return { kind: "hub", allowOrigins };
+  if (token !== undefined) return { kind: "token", token, allowOrigins };
+  const hosts = [host, ...allowOrigins.map((origin) => new URL(origin).hostname)];
+  return { kind: "open", allowOrigins, ...(unixSocket ? {} : { hosts }) };
+}
+
+/** When the desktop was last used, as --activity understands use. */
+function lastUse(activity: Config["activity"], bridge: Bridge): () => number {
+  if (activity === "input") return () => bridge.lastInputMs;
+  let seenMs = Date.now();
+  bridge.onChange(() => {
+    seenMs = Date.now();
+  });
+  return () => (bridge.size > 0 ? Date.now() : seenMs);
+}
+
 /**
  * The token: given, or kept by an earlier server of this name so that its pages come back, or a new one.
  * undefined when none is needed.
@@ -4339,6 +5127,25 @@ async function listenControl(
   }
 }
 
+function logTo(out: NodeJS.WriteStream, config: Config, token: string | undefined): Log {
+  const { logLevel: level, logFormat: format, vncPassword, hub } = config;
+  const secrets = [token, vncPassword, hub?.apiToken].flatMap((secret) => secret || []);
+  return createLog({ level, format }, secrets, (line) => out.write(line));
+}
+
+const bridgeOptions = ({ clipboard, ...config }: Config): BridgeOptions => ({
+  sizeLimit: config.maxSize,
+  maxViewers: config.maxViewers,
+  idleDisconnectMs: config.idleDisconnect,
+  mayPaste: clipboard === "both" || clipboard === "in",
+});
+
+/** What the page may offer of the desktop: it cannot set what somebody else's VNC server shows. */
+const pageOptions = ({ clipboard, vnc, vncCommand }: Config) => ({
+  clipboard,
+  isOwn: vnc.kind === "auto" && vncCommand === undefined,
+});
+
 /** The serve command: until a signal. */
 async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
@@ -4349,36 +5156,30 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   const name = config.name ?? defaultName(config, server.port ?? 0);
   await refuseSecond({ env, name });
   const token = chooseToken(config, { env, name });
-  const secrets = [token, config.vncPassword].flatMap((secret) => secret || []);
-  const { logLevel: level, logFormat: format } = config;
-  const log = createLog({ level, format }, secrets, (line) => process.stderr.write(line));
+  const log = logTo(process.stderr, config, token);
   const tail = new LogTail(log);
   const served = { env, log, tail, name };
-  const { maxSize: sizeLimit, maxViewers, idleDisconnect: idleDisconnectMs } = config;
   const supervisor = new Supervisor(chooseLaunch(config, served), tail, log);
-  const mayPaste = config.clipboard === "both" || config.clipboard === "in";
-  const bridge = new Bridge(log, { sizeLimit, maxViewers, idleDisconnectMs, mayPaste });
+  const bridge = new Bridge(log, bridgeOptions(config));
   supervisor.onChange(() => closeViewers(supervisor, bridge));
   watchIdle(config.idleStop, bridge, () => {
-    void supervisor.stop("idle").then(() => config.idleExit && stop());
+    void supervisor.stop("idle").then(() => (config.idleExit || config.hub) && stop());
   });
-  const allowOrigins = config.allowOrigin;
   const common = {
     title: config.title,
     cookieName: `jupyter-desktop-${server.port ?? "unix"}`, // a browser sends cookies to all ports of a host
     vncPassword: config.vncPassword,
-    clipboard: config.clipboard,
-    isOwn: config.vnc.kind === "auto" && config.vncCommand === undefined,
+    ...pageOptions(config),
     assets,
     supervisor,
     bridge,
     log,
     metrics: config.metrics ? createMetrics(supervisor, bridge) : undefined,
+    frameAncestors: config.frameAncestors,
   };
-  const hosts = [config.host, ...allowOrigins.map((origin) => new URL(origin).hostname)];
-  const open: AuthPolicy = { kind: "open", allowOrigins, ...(config.unixSocket ? {} : { hosts }) };
-  const policy: AuthPolicy = token === undefined ? open : { kind: "token", token, allowOrigins };
-  const app = createApp({ ...common, baseUrl: config.baseUrl, policy });
+  const hub = config.hub && new Hub(config.hub, config.tls, log);
+  const policy = choosePolicy(config, token);
+  const app = createApp({ ...common, baseUrl: config.baseUrl, policy, ...(hub ? { hub } : {}) });
   handler = (request, self) => app.fetch(request, { server: self });
   const controlApp = createApp({
     ...common,
@@ -4389,14 +5190,22 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     controlApp.fetch(request, { server: self }),
   );
   if (config.start === "now") void supervisor.start();
-  const url = new URL(`http://${joinHostPort(config.host, server.port ?? 0)}${config.baseUrl}`);
-  if (token === undefined && !config.unixSocket)
+  const scheme = config.tls ? "https" : "http";
+  const url = new URL(
+    `${scheme}://${joinHostPort(config.host, server.port ?? 0)}${config.baseUrl}`,
+  );
+  if (policy.kind === "open" && !config.unixSocket)
     log("warn", "no authentication: whoever reaches this address has the desktop", {
       address: url.host,
     });
-  if (token !== undefined) url.searchParams.set("token", token);
+  // A token that was given is known already, and this line may go into a log.
+  if (token !== undefined && config.token === undefined) url.searchParams.set("token", token);
   announce(config, url, env);
+  const ending = new AbortController();
+  if (config.activity !== "off")
+    void hub?.reportActivity(lastUse(config.activity, bridge), ending.signal);
   await stopped;
+  ending.abort();
   bridge.closeAll(CLOSE.goingDown, "the server goes down");
   await Promise.all([server.stop(true), control?.stop(true)]);
   await supervisor.stop();
@@ -4525,7 +5334,8 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     return 0;
   }
   try {
-    return await runCommand(loadConfig(argv, env), env);
+    const args = isSingleuser() ? ["--auth", "hub", ...argv] : argv;
+    return await runCommand(loadConfig(args, env), env);
   } catch (error) {
     if (error instanceof UsageError) {
       const problems = error.problems.map((problem) => `jupyter-desktop: ${problem}`);

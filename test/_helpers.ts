@@ -196,6 +196,9 @@ export async function startServer(args: string[], ...more: [Record<string, strin
     return /^Desktop: (.*)\n/m.exec(server.said.stdout)?.[1];
   });
   const url = new URL(line);
+  // The line does not show a token that was given.
+  const given = more[0]?.JUPYTER_DESKTOP_TOKEN ?? TOKEN;
+  if (given && !args.includes("none")) url.searchParams.set("token", given);
   const ask = (to: string, init: BunFetchRequestInit = {}) =>
     fetch(new URL(to, url), { ...init, headers: { ...BEARER, ...init.headers } });
   return { ...server, url, ask };

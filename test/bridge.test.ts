@@ -40,7 +40,7 @@ async function serve(target: Target, password?: string) {
     policy: { kind: "open", allowOrigins: [] },
     cookieName: "",
     vncPassword: password,
-    assets: { hash: "", index: "", login: "", loginStyle: "", files: {} },
+    assets: { hash: "", index: "", login: "", message: "", loginStyle: "", files: {} },
     supervisor,
     bridge,
     log: quiet,

@@ -110,12 +110,17 @@ describe("jupyter-desktop answers", () => {
 });
 
 describe("jupyter-desktop listens", () => {
-  test("on the port that its line says, with the token in the address", async () => {
+  test("on the port that its line says, with the token that it made in the address", async () => {
+    await using server = await startServer(NO_DESKTOP, { JUPYTER_DESKTOP_TOKEN: "" });
+    const [line = ""] = server.said.stdout.split("\n");
+    expect(line).toMatch(/^Desktop: http:\/\/127\.0\.0\.1:\d+\/\?token=[\w-]{32}$/);
+    expect((await fetch(line.slice(9), { redirect: "manual" })).status).toBe(303);
+  });
+
+  test("without showing a token that was given", async () => {
     await using server = await startServer(NO_DESKTOP);
-    expect(server.said.stdout.split("\n")[0]).toBe(
-      `Desktop: http://127.0.0.1:${server.url.port}/?token=${TOKEN}`,
-    );
-    await healthy(server);
+    expect(server.said.stdout.split("\n")[0]).toBe(`Desktop: http://127.0.0.1:${server.url.port}/`);
+    expect(Object.values(server.said).join("")).not.toContain(TOKEN);
   });
 
   test("not on a port that is taken, and says so in one sentence", async () => {
@@ -271,7 +276,7 @@ describe("jupyter-desktop guards", () => {
     await fetch(server.url, { headers: HANDSHAKE });
     await until("the last line", () => server.said.stderr.includes("cause=vnc-unreachable"));
     expect(server.said.stderr).not.toContain(TOKEN);
-    expect(server.said.stdout.split(TOKEN)).toHaveLength(2);
+    expect(server.said.stdout).not.toContain(TOKEN);
   });
 
   test("a token that it made itself, which is long and a new one at each start", async () => {
@@ -297,8 +302,8 @@ describe("jupyter-desktop guards", () => {
       return performance.now() - asked;
     };
     const times = [await guess(), await guess(), await guess(), await guess()];
-    for (const [i, ms] of times.slice(1).entries())
-      expect(ms / (times[i] ?? 0)).toBeGreaterThan(1.4);
+    // A timer is late on a busy machine, but never early.
+    for (const [i, ms] of times.entries()) expect(ms).toBeGreaterThan(99 * 2 ** i);
     let answered = false;
     const waiting = guess().then(() => {
       answered = true;

@@ -59,6 +59,11 @@ const ENV_NAMES: Record<OptionName, string> = {
   token: "JUPYTER_DESKTOP_TOKEN",
   tokenFile: "JUPYTER_DESKTOP_TOKEN_FILE",
   auth: "JUPYTER_DESKTOP_AUTH",
+  frameAncestors: "JUPYTER_DESKTOP_FRAME_ANCESTORS",
+  tlsCert: "JUPYTER_DESKTOP_TLS_CERT",
+  tlsKey: "JUPYTER_DESKTOP_TLS_KEY",
+  activity: "JUPYTER_DESKTOP_ACTIVITY",
+  passHubToken: "JUPYTER_DESKTOP_PASS_HUB_TOKEN",
   allowNoAuth: "JUPYTER_DESKTOP_ALLOW_NO_AUTH",
   allowOrigin: "JUPYTER_DESKTOP_ALLOW_ORIGIN",
   sysPrefix: "JUPYTER_DESKTOP_SYS_PREFIX",
@@ -96,7 +101,10 @@ interface Precedence {
 }
 
 // The type asks for a row for each option, so that none is added without one.
-const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Precedence> = {
+const PRECEDENCE: Record<
+  Exclude<OptionName, "token" | "tlsCert" | "tlsKey" | "help" | "version">,
+  Precedence
+> = {
   host: {
     flag: ["--host", "0.0.0.0"],
     env: "::1",
@@ -265,6 +273,27 @@ const PRECEDENCE: Record<Exclude<OptionName, "token" | "help" | "version">, Prec
     byDefault: "text",
   },
   metrics: { flag: ["--metrics"], env: "0", fromFlag: true, fromEnv: false, byDefault: false },
+  frameAncestors: {
+    flag: ["--frame-ancestors", "self"],
+    env: "none",
+    fromFlag: "self",
+    fromEnv: "none",
+    byDefault: "self",
+  },
+  activity: {
+    flag: ["--activity=off"],
+    env: "connected",
+    fromFlag: "off",
+    fromEnv: "connected",
+    byDefault: "input",
+  },
+  passHubToken: {
+    flag: ["--no-pass-hub-token"],
+    env: "true",
+    fromFlag: false,
+    fromEnv: true,
+    byDefault: false,
+  },
   logLevel: {
     flag: ["--log-level", "error"],
     env: "debug",
@@ -465,8 +494,8 @@ const REFUSED: readonly [OptionName, string, string][] = [
   ["name", "../x", "must be at most 40 letters"],
   ["name", "a b", "must be at most 40 letters"],
   ["name", "x".repeat(41), "must be at most 40 letters"],
-  ["auth", "nobody", "must be auto, token or none"],
-  ["auth", "NONE", "must be auto, token or none"],
+  ["auth", "nobody", "must be auto, token, hub or none"],
+  ["auth", "NONE", "must be auto, token, hub or none"],
   ["allowNoAuth", "yes", "must be true or false"],
   ["allowOrigin", "lab.example.org", "must be an origin"],
   ["allowOrigin", "https://lab.example.org/", "must be an origin"],
@@ -743,6 +772,12 @@ describe("loadConfig weighs options against each other and", () => {
     [["--vnc", "tcp:h:1", "--idle-stop", "1h", "--max-size", "800x600", "--max-viewers", "1"], {}],
   ])("allows %j with %j", (argv, env) => {
     expect(problemsOf(argv, env)).toEqual([]);
+  });
+
+  test("takes the variable that Kubernetes sets for a Service of its name for no port", () => {
+    const env = { JUPYTER_DESKTOP_PORT: "tcp://10.0.0.7:6080" };
+    expect(loadConfig([], env).port).toBe(6080);
+    expect(problemsOf(["--port", "tcp://10.0.0.7:6080"])).toHaveLength(1);
   });
 
   test("lets --unix-socket win over the variables of TCP", () => {

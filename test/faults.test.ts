@@ -303,6 +303,7 @@ describe("A killed server", () => {
       (kept, foreign) => ({ ...kept, sessionPid: foreign, sessionStart: startOf(foreign) }),
     ],
     ["has a display that is none", (kept) => ({ ...kept, display: "evil:0" })],
+    ["was begun with another --clipboard", (kept) => ({ ...kept, clipboard: "off" })],
   ];
   const startOf = (pid: number) => {
     const stat = read(`/proc/${pid}/stat`);
@@ -746,7 +747,7 @@ describe("Viewers", () => {
       policy: { kind: "open", allowOrigins: [] },
       cookieName: "",
       vncPassword: undefined,
-      assets: { hash: "", index: "", login: "", loginStyle: "", files: {} },
+      assets: { hash: "", index: "", login: "", message: "", loginStyle: "", files: {} },
       supervisor,
       bridge,
       log: quiet,

@@ -45,6 +45,7 @@ const ASSETS: ViewerAssets = {
   hash: HASH,
   index: 'index base="{{base_url}}" title="{{title}}" version="{{version}}" hash="{{hash}}"',
   login: 'login base="{{base_url}}" title="{{title}}" message="{{message}}"',
+  message: 'message "{{message}}" link="{{link}}" {{link_text}} title="{{title}}"',
   loginStyle: LOGIN_STYLE,
   files: Object.fromEntries(
     Object.entries(FILES).map(([name, [type, bytes]]) => [

@@ -15,6 +15,7 @@ import {
   retryDelayMs,
   type Status,
   websocketUrl,
+  withTicket,
 } from "../viewer/rules.ts";
 import { type ConnectionEvents, type Ports, Session, type State } from "../viewer/session.ts";
 import { causeCodes, createText, formatDuration } from "../viewer/text.ts";
@@ -55,6 +56,16 @@ function status(values: Partial<Status> = {}): Status {
 }
 
 const reply = (values: Partial<Status> = {}): Reply => ({ kind: "status", status: status(values) });
+
+describe("withTicket", () => {
+  test.each([
+    ["./desktop/api/status", "", "./desktop/api/status"],
+    ["./desktop/api/status", "a-b_c", "./desktop/api/status?t=a-b_c"],
+    ["./desktop/api/status?page=1", "a-b_c", "./desktop/api/status?page=1&t=a-b_c"],
+  ])("makes %s with the ticket %j", (url, ticket, expected) => {
+    expect(withTicket(url, ticket)).toBe(expected);
+  });
+});
 
 describe("websocketUrl", () => {
   test.each([

@@ -1,5 +1,5 @@
 #!/usr/bin/env bun
-// Bundles the page into one file, viewer/dist/assets.json: the two templates as text, and each
+// Bundles the page into one file, viewer/dist/assets.json: the templates as text, and each
 // asset once, compressed as hard as brotli can. The same sources give the same bytes.
 
 import { createHash } from "node:crypto";
@@ -19,7 +19,8 @@ export interface Assets {
   hash: string;
   index: string;
   login: string;
-  /** Allows the log-in page's own style in a Content-Security-Policy; the quotes are part of it. */
+  message: string;
+  /** Allows the own style of these two in a Content-Security-Policy; the quotes are part of it. */
   loginStyle: string;
   files: Record<string, Asset>;
 }
@@ -41,14 +42,17 @@ export async function buildViewer(): Promise<Assets> {
     bundle("login.css"),
     novncNotice(),
   ]);
-  const [clipboard, icons, logo, index, loginTemplate] = await Promise.all([
+  const [clipboard, icons, logo, index, loginTemplate, messageTemplate] = await Promise.all([
     readText("clipboard.svg"),
     readText("icons.svg"),
     readText("jupyter-logo.svg"),
     readText("index.html"),
     readText("login.html"),
+    readText("message.html"),
   ]);
-  const login = embed(embed(loginTemplate, "style", loginCss), "logo", dataUrl(logo));
+  const [login, message] = [loginTemplate, messageTemplate].map((template) =>
+    embed(embed(template, "style", loginCss), "logo", dataUrl(logo)),
+  ) as [string, string];
   const sources: [string, string, string][] = [
     ["dist/viewer.js", scriptType, `${license}\n${script}`],
     ["dist/index.css", styleType, style],
@@ -61,6 +65,7 @@ export async function buildViewer(): Promise<Assets> {
     ...sources,
     ["index", "", index] as const,
     ["login", "", login] as const,
+    ["message", "", message] as const,
   ]) {
     // Lengths keep two pieces from being mistaken for one.
     hash.update(`${name}\n${type}\n${text.length}\n${text}`);
@@ -69,6 +74,7 @@ export async function buildViewer(): Promise<Assets> {
     hash: hash.digest("hex").slice(0, hashLength),
     index,
     login,
+    message,
     loginStyle: `'sha256-${createHash("sha256").update(styleOf(login)).digest("base64")}'`,
     files: Object.fromEntries(sources.map(([name, type, text]) => [name, { type, br: br(text) }])),
   };

@@ -64,7 +64,7 @@ export class Display {
     const sharp = loadSetting("sharp");
     this.#fit = parseFit(fit);
     this.#sharp = sharp === null ? null : sharp === "true";
-    parts.fit.value = fit ?? "window";
+    parts.fit.value = this.#fit === "window" ? "window" : (fit ?? "");
     parts.fit.addEventListener("change", () => {
       saveSetting("fit", parts.fit.value);
       this.#fit = parseFit(parts.fit.value);

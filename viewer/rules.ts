@@ -76,6 +76,11 @@ const retryDelaysMs: readonly number[] = [500, 1000, 2000, 4000, 8000, 15_000];
 // Many pages lose one proxy at the same moment: a spread of a quarter keeps them apart.
 const jitter = 0.25;
 
+/** An address with the page's ticket, where the server gave it one: beside the cookie, which pages share. */
+export function withTicket(url: string, ticket: string): string {
+  return ticket === "" ? url : `${url}${url.includes("?") ? "&" : "?"}t=${ticket}`;
+}
+
 /** The WebSocket's absolute address, hung on the page's own address and its relative base. */
 export function websocketUrl(pageUrl: string, base: string): string {
   const url = new URL(`${base}desktop-websockify/`, pageUrl);

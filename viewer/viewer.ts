@@ -14,7 +14,7 @@ import { createMoreMenu } from "./more.ts";
 import type { Notice } from "./notice.ts";
 import { Panels } from "./panels.ts";
 import { Quality } from "./quality.ts";
-import { type Status, websocketUrl } from "./rules.ts";
+import { type Status, websocketUrl, withTicket } from "./rules.ts";
 import { Screen, type ScreenEvents } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
 import { bindToggle } from "./settings.ts";
@@ -30,11 +30,11 @@ const reloadedKey = "jupyter-desktop:reloaded-for";
 
 /** Starts the page. */
 function start(): void {
-  const { base = "./", version = "" } = document.body.dataset;
+  const { base = "./", version = "", ticket = "" } = document.body.dataset;
   const text = createText(navigator.languages);
   dress(text, base);
   const title = createTitle();
-  const server = createServer(base);
+  const server = createServer(base, ticket);
 
   const panels = new Panels({
     focusDesktop: () => session.focus(),
@@ -53,15 +53,15 @@ function start(): void {
     send: (value) => session.sendClipboard(value),
     focusDesktop: () => session.focus(),
   });
-  const layouts = createLayouts(panels, { text, url: `${base}desktop/api/keyboard` });
-  const display = createDisplay(base);
+  const layouts = createLayouts(panels, { text, url: server.address("keyboard") });
+  const display = createDisplay(server.address("scale"));
   const screen = createScreen(
     { base, meter, display, label: text("screen.label") },
     { clipboard: (value) => clipboard.received(value), desktopName: title.setName },
   );
   const card = createCard(text, (action) => session.act(action));
   const feed = new StatusFeed(
-    server.statusUrl,
+    server.address("status"),
     (status) => session.heard(status),
     () => session.feedLost(),
   );
@@ -101,15 +101,15 @@ function start(): void {
 }
 
 /** What is asked of the server, and where. */
-function createServer(base: string) {
+function createServer(base: string, ticket: string) {
   // By this word the page asks how its connection ended: a proxy may pass no close code on.
   const page = crypto.getRandomValues(new Uint32Array(4)).join("-");
-  const statusUrl = `${base}desktop/api/status`;
+  const address = (what: string) => withTicket(`${base}desktop/api/${what}`, ticket);
   return {
-    statusUrl,
-    socketUrl: () => `${websocketUrl(location.href, base)}?page=${page}`,
-    ask: () => askStatus(`${statusUrl}?page=${page}`),
-    order: (what: string) => postOrder(`${base}desktop/api/${what}`),
+    address,
+    socketUrl: () => withTicket(`${websocketUrl(location.href, base)}?page=${page}`, ticket),
+    ask: () => askStatus(address(`status?page=${page}`)),
+    order: (what: string) => postOrder(address(what)),
   };
 }
 
@@ -290,7 +290,7 @@ function createClipboard(
 // What somebody else's VNC server shows cannot be told what to do.
 const isOwnDesktop = () => document.body.dataset.desktop === "own";
 
-function createDisplay(base: string): Display {
+function createDisplay(scaleUrl: string): Display {
   return new Display(
     {
       screen: byId("screen", HTMLElement),
@@ -301,7 +301,7 @@ function createDisplay(base: string): Display {
     },
     {
       setScale: async (factor, signal) =>
-        isOwnDesktop() && (await postJson(`${base}desktop/api/scale`, { factor }, signal)).isOk,
+        isOwnDesktop() && (await postJson(scaleUrl, { factor }, signal)).isOk,
     },
   );
 }
