@@ -52,6 +52,10 @@ export class Bar {
       }
     });
     this.#show();
+    // A bar that was tucked away in the last visit is not seen leaving in this one.
+    for (const move of this.#bar.getAnimations()) {
+      move.finish();
+    }
   }
 
   /** Brings the bar out and puts the focus on it. */

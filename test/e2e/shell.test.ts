@@ -263,7 +263,8 @@ test("in fullscreen the bar goes, comes back at the edge, and all keys are the d
     await button(page, "Fullscreen").click();
     await until("the window", () => page.evaluate<boolean>("document.fullscreenElement === null"));
     expect(await bar.isVisible()).toBe(true);
-    expect((await page.evaluate<string[]>("window.locks")).at(-1)).toBe("unlock");
+    const lastLock = async () => (await page.evaluate<string[]>("window.locks")).at(-1);
+    await until("the keys are the browser's again", async () => (await lastLock()) === "unlock");
     // Told once.
     await page.locator("#toast:empty").waitFor({ state: "attached" });
     await button(page, "Fullscreen").click();
@@ -623,7 +624,7 @@ test.each<[string, PageOptions]>([
       expect(await overflow(page, `#${id}`)).toBe(0);
       await each.evaluate("panel => panel.hidePopover()");
     }
-    await page.locator("#more").evaluate("panel => panel.showPopover()");
+    await page.locator("#more-button").click();
     await page.locator("#stop-entry").click();
     await check("confirm");
     await page.keyboard.press("Escape");
