@@ -8,8 +8,8 @@
  *   bunx jupyter-desktop doctor     say what is missing, and what mends it
  *   bunx jupyter-desktop install    put it into JupyterLab's launcher
  *
- * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, hub, routes, jupyter, setup,
- * doctor, run, main.
+ * Map: limits, pure helpers, config, log, auth, rfb, bridge, vnc, settings, metrics, files, share, hub,
+ * routes, jupyter, setup, doctor, run, main.
  * Each section uses only the sections above it; `main` alone reads argv, env and signals.
  *
  *   argv + env -> loadConfig -> Config -> main -> Supervisor, Bridge -> createApp -> Bun.serve
@@ -101,6 +101,17 @@ const GUESSES_IN_FLIGHT = 16; // more wrong tokens than this at once are refused
 const SOCKET_PATH_BYTES = 100; // sun_path holds 107; room for a suffix
 const COOKIE_MAX_AGE_S = 30 * 24 * 3600;
 const LOOP_SAMPLE_MS = 20; // of the event loop's lag, with --metrics
+const MAX_CHUNK_BYTES = 8 << 20; // of an upload: proxies hold a whole body in memory, some refuse more than 10 MB
+const MAX_OPEN_UPLOADS = 32; // a page sends one file at a time
+const UPLOAD_IDLE_MS = 3_600_000; // a page that was left, or a laptop that sleeps over lunch
+const STALE_PART_MS = 24 * 3_600_000; // what a killed server left half
+const MAX_NAME_BYTES = 255; // NAME_MAX of every file system that holds a home
+const MAX_DEPTH = 32;
+const MAX_LISTED = 1_000;
+const MAX_JSON_BYTES = 16_384; // a path is the longest thing in a request, 4 KiB
+const MAX_SHARE_MINUTES = 7 * 24 * 60;
+const MAX_SHARES = 100;
+const MAX_VIEWERS_BY_LINK = 10; // whoever has one must not use up --max-viewers
 const HUB_TIMEOUT_MS = 10_000; // a busy Hub takes seconds
 const HUB_USER_MS = 300_000; // how long the Hub's word on a token holds: what its own single-user server takes
 const HUB_USERS = 1_000; // whose word is remembered
@@ -208,6 +219,10 @@ export function vncAuthResponse(password: string, challenge: Uint8Array): Buffer
   return createCipheriv("des-ecb", key, null).setAutoPadding(false).update(challenge);
 }
 
+/** A VNC password as a password file has it: hidden, not secret, with the key that all VNC programs share. */
+const vncPasswordBytes = (password: string) =>
+  vncAuthResponse("\x17\x52\x6b\x06\x23\x4e\x58\x07", Buffer.from(password.padEnd(8, "\0")));
+
 // --- config ---
 // One table; the parser, the environment look-up, --help and the README's table come from it.
 
@@ -239,6 +254,11 @@ const count = z
   .regex(/^\d{1,6}$/, "must be a whole number")
   .transform(Number);
 const UNIT_MS: Readonly<Record<string, number>> = { s: 1_000, m: 60_000, h: 3_600_000 };
+const UNIT_BYTES: Readonly<Record<string, number>> = { k: 1e3, M: 1e6, G: 1e9, T: 1e12 };
+const size = z
+  .string()
+  .regex(/^[1-9]\d{0,5}[kMGT]?$/, "must be a size such as 500M or 10G")
+  .transform((value) => Number.parseInt(value, 10) * (UNIT_BYTES[value.slice(-1)] ?? 1));
 /** A time in ms; off is 0. */
 const duration = z
   .string()
@@ -407,6 +427,29 @@ export const OPTIONS = {
     hint: "TEXT",
     default: "Desktop",
     help: "what the page, its tab and its installed app are called",
+  },
+  files: {
+    type: toggle,
+    group: "Security",
+    help: "let people drop files on the desktop, and download from there (default: unless --clipboard restricts text, or --vnc names another machine)",
+  },
+  uploadDir: {
+    type: file,
+    group: "Security",
+    hint: "DIR",
+    help: "where dropped files go, and where downloads come from (default: the desktop's own folder, ~/Desktop)",
+  },
+  maxUpload: {
+    type: size,
+    group: "Security",
+    hint: "SIZE",
+    default: "10G",
+    help: "largest file that is taken (500M, 2G)",
+  },
+  share: {
+    type: toggle,
+    group: "Security",
+    help: "let the owner make links by which others watch or control the desktop, for a time (default: unless under JupyterHub)",
   },
   vncPasswordFile: {
     type: file,
@@ -1157,15 +1200,24 @@ export interface Visitor {
   readonly role: "owner" | "control" | "watch";
   /** For the list of who is here; empty where there is no name. */
   readonly name: string;
+  /** The link that they came by. */
+  readonly link?: string;
+  /** Aborts when that link expires or is revoked. */
+  readonly over?: AbortSignal;
 }
 const OWNER: Visitor = { role: "owner", name: "" };
+
+const RANK: Readonly<Record<Visitor["role"], number>> = { watch: 0, control: 1, owner: 2 };
+/** Whether a visitor may do what this role may do; nobody is no visitor. */
+const mayActAs = (visitor: Visitor | undefined, role: Visitor["role"]) =>
+  visitor !== undefined && RANK[visitor.role] >= RANK[role];
 
 export type AuthDecision =
   | { ok: true; visitor: Visitor }
   | {
       ok: false;
       status: 401 | 403;
-      reason: "no-token" | "wrong-token" | "no-login" | "origin" | "host";
+      reason: "no-token" | "wrong-token" | "origin" | "host" | "link" | "no-login";
     };
 
 export interface AuthRequest {
@@ -1175,6 +1227,8 @@ export interface AuthRequest {
   readonly upgrade: boolean;
   /** From the Authorization header, the query or the cookie, in this order. */
   readonly token: string | undefined;
+  /** Who a shared link lets in; over when it has expired or was revoked. */
+  readonly guest?: Visitor | "over" | undefined;
 }
 
 /**
@@ -1186,16 +1240,22 @@ export function authorize(request: AuthRequest, policy: AuthPolicy): AuthDecisio
   const changes = request.upgrade || !["GET", "HEAD", "OPTIONS"].includes(request.method);
   if (changes && !isOwnOrigin(request, policy.allowOrigins))
     return { ok: false, status: 403, reason: "origin" };
-  if (policy.kind === "open") {
-    return policy.hosts === undefined || isKnownHost(request.host, policy.hosts)
-      ? { ok: true, visitor: OWNER }
-      : { ok: false, status: 403, reason: "host" };
-  }
-  if (policy.kind === "hub") return { ok: false, status: 403, reason: "no-login" };
-  if (!request.token) return { ok: false, status: 401, reason: "no-token" };
+  if (policy.kind === "open" && policy.hosts && !isKnownHost(request.host, policy.hosts))
+    return { ok: false, status: 403, reason: "host" };
+  if (policy.kind !== "token" || !request.token) return withoutToken(request.guest, policy.kind);
   if (!safeEqual(request.token, policy.token))
     return { ok: false, status: 403, reason: "wrong-token" };
   return { ok: true, visitor: OWNER };
+}
+
+/** Who comes by a link stays a guest where all the others are owners. */
+function withoutToken(guest: AuthRequest["guest"], kind: AuthPolicy["kind"]): AuthDecision {
+  if (guest && guest !== "over") return { ok: true, visitor: guest };
+  if (kind === "hub") return { ok: false, status: 403, reason: "no-login" };
+  if (guest) return { ok: false, status: 403, reason: "link" };
+  return kind === "open"
+    ? { ok: true, visitor: OWNER }
+    : { ok: false, status: 401, reason: "no-token" };
 }
 
 /** No Origin is a program's request, not a page's. */
@@ -1251,6 +1311,7 @@ const CLIENT_MESSAGE = {
   pointer: 5,
   cutText: 6,
   fence: 248,
+  xvp: 250,
   setDesktopSize: 251,
   qemu: 255,
 } as const;
@@ -1282,7 +1343,7 @@ const CLIENT_MESSAGES: Readonly<Record<number, MessageShape>> = {
   },
   150: always(10), // EnableContinuousUpdates
   [CLIENT_MESSAGE.fence]: { header: 9, length: (bytes, at) => 9 + bytes.readUInt8(at + 8) },
-  250: always(4), // xvp
+  [CLIENT_MESSAGE.xvp]: always(4),
   [CLIENT_MESSAGE.setDesktopSize]: {
     header: 8,
     length: (bytes, at) => 8 + 16 * bytes.readUInt8(at + 6),
@@ -1318,6 +1379,20 @@ export interface FilterEvents {
 /** The actions of the extended clipboard that only ask for what is on the desktop: caps and request (rfbproto). */
 const CLIPBOARD_ASKS: readonly number[] = [1, 2];
 
+/** What is left out of a visitor's messages. */
+const FORBIDDEN: Readonly<Record<Visitor["role"], readonly number[]>> = {
+  owner: [],
+  control: [CLIENT_MESSAGE.xvp], // it shuts down, or resets, the machine that is shown
+  watch: [
+    CLIENT_MESSAGE.key,
+    CLIENT_MESSAGE.pointer,
+    CLIENT_MESSAGE.cutText,
+    CLIENT_MESSAGE.xvp,
+    CLIENT_MESSAGE.setDesktopSize,
+    CLIENT_MESSAGE.qemu,
+  ],
+};
+
 const EMPTY = Buffer.alloc(0);
 
 type Phase = "version" | "security" | "auth" | "init" | "messages" | "opaque";
@@ -1334,11 +1409,13 @@ const HANDSHAKE_BYTES: Readonly<Record<Phase, number>> = {
 /**
  * One viewer's bytes on their way to VNC. Messages pass as they came, but for SetDesktopSize: it is held to the
  * limit, and kept back while another viewer drives the size. What is no RFB that it knows (another security type,
- * a message of a later protocol) passes unseen from there on, and all of it counts as input.
+ * a message of a later protocol) passes unseen from there on, and all of it counts as input; from a watcher it does
+ * not pass, and neither does anything that would change the desktop.
  */
 export class ClientFilter {
   readonly #limit: SizeLimit;
   readonly #events: FilterEvents;
+  readonly #role: Visitor["role"];
   #phase: Phase = "version";
   /** The start of something whose end has not come. */
   #held: Buffer = EMPTY;
@@ -1349,9 +1426,10 @@ export class ClientFilter {
   /** The size that this viewer wants, as its message. */
   #wanted: Buffer | undefined;
 
-  constructor(limit: SizeLimit, events: FilterEvents) {
+  constructor(limit: SizeLimit, events: FilterEvents, role: Visitor["role"] = "owner") {
     this.#limit = limit;
     this.#events = events;
+    this.#role = role;
   }
 
   /** What goes on to VNC now. */
@@ -1388,11 +1466,17 @@ export class ClientFilter {
   /** What goes to VNC before a message, and whether the message itself is left out. */
   #pass(message: Buffer, length: number): { before: Buffer | undefined; isOut: boolean } {
     const isUnknown = length === Number.POSITIVE_INFINITY;
-    this.#isBarred = (isUnknown || this.#isText(message)) && !this.#events.mayPaste();
+    this.#isBarred =
+      this.#isForbidden(message) ||
+      ((isUnknown || this.#isText(message)) && !this.#events.mayPaste());
     if (this.#isBarred && isUnknown) this.#events.unreadable();
     if (this.#isBarred) return { before: EMPTY, isOut: true };
     if (this.#isSize(message)) return { before: this.#size(message), isOut: true };
     return { before: this.#look(message), isOut: false };
+  }
+
+  #isForbidden(message: Buffer): boolean {
+    return this.#phase === "messages" && FORBIDDEN[this.#role].includes(message.readUInt8());
   }
 
   /** Text for the desktop's clipboard, or word that there is some. */
@@ -1505,6 +1589,7 @@ export const CLOSE = {
   vncLost: 1011,
   tooLarge: 1009,
   malformed: 4400,
+  letInOver: 4401,
   paused: 4408,
   desktopEnded: 4410,
   desktopCrashed: 4411,
@@ -1587,22 +1672,33 @@ export class Session {
   #lastInputMs = Date.now();
   #heardMs = Date.now();
   #heart: Timer | undefined;
+  readonly visitor: Visitor;
+  readonly since = new Date();
+  readonly #over = () => this.end(CLOSE.letInOver, "the link has ended");
 
-  constructor(owner: SessionOwner) {
+  constructor(owner: SessionOwner, visitor: Visitor) {
     this.#owner = owner;
-    this.#filter = new ClientFilter(owner.sizeLimit, {
+    this.visitor = visitor;
+    const events: FilterEvents = {
       input: () => {
+        if (this.#ended || !this.mayControl) return;
         this.#lastInputMs = Date.now();
         owner.input(this);
       },
       mayResize: () => owner.mayResize(this),
-      mayPaste: () => owner.mayPaste,
+      mayPaste: () => owner.mayPaste && this.mayControl,
       unreadable: () => this.end(CLOSE.malformed, "not RFB 3.7 or 3.8 as this server knows it"),
-    });
+    };
+    this.#filter = new ClientFilter(owner.sizeLimit, events, visitor.role);
+    visitor.over?.addEventListener("abort", this.#over);
   }
 
   get lastInputMs(): number {
     return this.#lastInputMs;
+  }
+
+  get mayControl(): boolean {
+    return mayActAs(this.visitor, "control");
   }
 
   /**
@@ -1672,7 +1768,9 @@ export class Session {
         : [...(await this.#read((await this.#read(1)).readUInt8()))];
     // None at all, or 0 in RFB 3.3: it refuses, and says why (too many wrong passwords, mostly).
     if (!offered[0]) throw new Error(await this.#readText());
-    const type = [VNC_AUTH, NO_AUTH].find((known) => offered.includes(known));
+    // A watcher's password is what makes VNC itself hold it to watching: without one it would have all rights.
+    const known = this.mayControl ? [VNC_AUTH, NO_AUTH] : [VNC_AUTH];
+    const type = known.find((one) => offered.includes(one));
     if (type === undefined)
       throw new VncError("vnc-password", { error: "the VNC server offers no VncAuth" });
     if (version !== 3) this.#vnc?.write(Uint8Array.of(type));
@@ -1769,6 +1867,9 @@ export class Session {
     this.#greetingBytes += part.length;
     if (this.#greetingBytes < wanted) return;
     this.#greetingBytes = 0;
+    // The filter takes 16 bytes for the password of another security type; to VNC they would be messages.
+    if (this.#greeting === "security" && part[0] !== NO_AUTH)
+      return this.end(CLOSE.malformed, "a security type that was not offered");
     if (this.#greeting === "version") {
       this.#greeting = "security";
       this.#browser?.send(Uint8Array.of(1, NO_AUTH)); // a list of one
@@ -1820,6 +1921,7 @@ export class Session {
     this.#vnc?.end();
     this.#browser?.close(code, this.#ended.reason);
     this.#queue.length = 0;
+    this.visitor.over?.removeEventListener("abort", this.#over);
     this.#wake?.();
     this.#owner.ended(this);
   }
@@ -1887,6 +1989,11 @@ export class Bridge implements SessionOwner {
     return this.#refusal;
   }
 
+  /** Who sees the desktop now. */
+  get people(): { visitor: Visitor; since: Date }[] {
+    return [...this.#sessions].filter(({ isOpen }) => isOpen);
+  }
+
   /** When somebody last typed, pointed or pasted, in ms since the epoch. */
   get lastInputMs(): number {
     return this.#lastInputMs;
@@ -1911,24 +2018,34 @@ export class Bridge implements SessionOwner {
   }
 
   /**
-   * A session whose VNC side is up, ready for the upgrade.
+   * A session whose VNC side is up, ready for the upgrade. A watcher needs a password that lets it only watch.
    * @throws VncError
    */
-  async connect(target: Target, password: string | undefined): Promise<Session> {
-    const session = new Session(this);
+  async connect(
+    target: Target,
+    password: string | undefined,
+    visitor: Visitor = OWNER,
+  ): Promise<Session> {
+    if (visitor.over?.aborted) throw new VncError("link-over");
+    if (visitor.role === "watch" && password === undefined) throw new VncError("no-watching");
+    const isSame = (session: Session) => session.visitor.link === visitor.link;
+    if (visitor.link && [...this.#sessions].filter(isSame).length >= MAX_VIEWERS_BY_LINK)
+      throw new VncError("too-many-viewers", { limit: MAX_VIEWERS_BY_LINK });
+    const session = new Session(this, visitor);
     try {
       if (this.full) throw new VncError("too-many-viewers", { limit: this.#options.maxViewers });
       this.#sessions.add(session); // it counts while it dials, or a rush could pass the limit
       await session.dial(target, password);
       this.#refusal = undefined;
     } catch (error) {
-      if (error instanceof VncError) this.#refusal = error.reason;
+      if (error instanceof VncError && session.mayControl) this.#refusal = error.reason;
       this.#changed();
       throw error;
     }
-    this.#driver ??= session;
+    if (session.mayControl) this.#driver ??= session;
     this.traffic.viewers += 1;
-    this.#log("info", "viewer came", { viewers: this.size });
+    const { role, link } = visitor;
+    this.#log("info", "viewer came", { viewers: this.size, ...(link ? { role, link } : {}) });
     this.#changed();
     return session;
   }
@@ -1969,7 +2086,8 @@ export class Bridge implements SessionOwner {
     if (session.isOpen)
       this.#log("info", "viewer left", { ...session.outcome, viewers: this.size });
     if (this.#driver === session) {
-      const lastUsedFirst = [...this.#sessions].sort((a, b) => b.lastInputMs - a.lastInputMs);
+      const drivers = [...this.#sessions].filter(({ mayControl }) => mayControl);
+      const lastUsedFirst = drivers.sort((a, b) => b.lastInputMs - a.lastInputMs);
       this.#driver = lastUsedFirst[0];
       this.#driver?.takeSize();
     }
@@ -2012,6 +2130,8 @@ export interface Running {
   readonly target: Target;
   readonly display: string | null;
   readonly vnc: string | null;
+  /** With this password its VNC server lets a viewer only watch; none where that cannot be had. */
+  readonly watchPassword?: string | undefined;
   readonly exited: Promise<Cause>;
   /** What its own programs have in their environment; undefined while there are none, or they are not ours. */
   env?(): Record<string, string> | undefined;
@@ -2178,9 +2298,13 @@ export class Supervisor {
     return () => this.#listeners.delete(listener);
   }
 
+  get watchPassword(): string | undefined {
+    return this.#running?.watchPassword;
+  }
+
   /** The target, once it is up: undefined when there is none and none is being started. */
-  async ready(): Promise<Target | undefined> {
-    await (this.#state === "idle" ? this.start() : this.#starting);
+  async ready(mayStart = true): Promise<Target | undefined> {
+    await (this.#state === "idle" && mayStart ? this.start() : this.#starting);
     return this.#state === "ready" ? this.#running?.target : undefined;
   }
 
@@ -2318,6 +2442,8 @@ export interface DesktopOptions {
   /** The desktop outlives a server that is killed, and the next one takes it back. */
   readonly keep?: boolean;
   readonly clipboard?: Config["clipboard"];
+  /** The VNC server is to know a password that lets a viewer only watch. */
+  readonly watchable?: boolean;
   /** Its programs get JupyterHub's variables. */
   readonly passHubToken?: boolean;
   readonly abort?: AbortSignal;
@@ -2452,6 +2578,7 @@ const keptDesktop = z.object({
   vncStart: z.string(),
   sessionStart: z.string(),
   clipboard: z.string(),
+  watchPassword: z.string().optional(),
 });
 type KeptDesktop = z.output<typeof keptDesktop>;
 
@@ -2492,7 +2619,7 @@ async function adoptKept({
 }: DesktopOptions): Promise<Running | undefined> {
   const kept = readKept(runtimeDir);
   if (!kept) return undefined;
-  const { mark, display, vnc, vncPid, sessionPid, vncStart } = kept;
+  const { mark, display, vnc, vncPid, sessionPid, vncStart, watchPassword } = kept;
   const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
   const pids = markedPids(mark);
   // Xvnc was told at its start what may be copied: one that was told otherwise is not taken back.
@@ -2522,7 +2649,7 @@ async function adoptKept({
     clearInterval(watch);
     await endKept(mark, runtimeDir);
   };
-  return { target, display, vnc, exited, stop, env: () => markedEnv(mark) };
+  return { target, display, vnc, watchPassword, exited, stop, env: () => markedEnv(mark) };
 }
 
 const SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -2685,13 +2812,27 @@ export async function findXvnc(pathList: string): Promise<Xvnc | undefined> {
   return { file, kind, version: match?.[2] ?? "" };
 }
 
+/** TigerVNC sends a viewer with the second password of its file no clipboard, and takes nothing from it. */
+const watchable = ({ kind }: Xvnc, options: DesktopOptions) =>
+  options.watchable === true && kind === "TigerVNC";
+const watchFile = (runtimeDir: string) => path.join(runtimeDir, "passwd");
+
+/** Writes the password file: the first password, for all rights, is known to nobody. */
+function writeWatchPassword(runtimeDir: string): string {
+  const password = () => randomBytes(6).toString("base64url"); // 8 characters, all that VncAuth looks at
+  const watchPassword = password();
+  const passwords = [password(), watchPassword].map(vncPasswordBytes);
+  fs.writeFileSync(watchFile(runtimeDir), Buffer.concat(passwords), { mode: 0o600 });
+  return watchPassword;
+}
+
 export function xvncArgs(xvnc: Xvnc, options: DesktopOptions): string[] {
   const own = [
     ["-displayfd", "3"],
     ["-rfbunixpath", path.join(options.runtimeDir, "vnc.sock")],
     ["-rfbunixmode", "0600"],
     ["-auth", path.join(options.runtimeDir, "Xauthority")],
-    ["-SecurityTypes", "None"], // the socket is in a directory that only this user can enter
+    ["-SecurityTypes", watchable(xvnc, options) ? "None,VncAuth" : "None"], // the socket is this user's only
     ["-geometry", options.geometry],
     ["-depth", "24"],
     ["-desktop", "Desktop"],
@@ -2709,6 +2850,7 @@ export function xvncArgs(xvnc: Xvnc, options: DesktopOptions): string[] {
       // All viewers come from one host to it: five that left early would lock out everybody for seconds.
       ["-BlacklistThreshold=1000000"],
     );
+  if (watchable(xvnc, options)) own.push(["-PasswordFile", watchFile(options.runtimeDir)]);
   const { clipboard = "both" } = options;
   const isTurbo = xvnc.kind === "TurboVNC";
   if (clipboard === "out" || clipboard === "off")
@@ -2871,6 +3013,7 @@ export async function launchDesktop(options: DesktopOptions): Promise<Running> {
   const { stop } = await startReaper(mark, options);
   try {
     const env = prepareDisplay(options, mark);
+    const watchPassword = watchable(xvnc, options) ? writeWatchPassword(runtimeDir) : undefined;
     const server = await startXvnc(xvnc, options, env);
     const { display } = server;
     const session = startSession(options, { ...env, DISPLAY: display }, server.out);
@@ -2878,12 +3021,13 @@ export async function launchDesktop(options: DesktopOptions): Promise<Running> {
     const vnc = `${xvnc.kind} ${xvnc.version}`.trim();
     const starts = { vncStart: processStart(server.pid), sessionStart: processStart(session.pid) };
     const pids = { vncPid: server.pid, sessionPid: session.pid };
-    const kept = { mark, display, vnc, clipboard: options.clipboard ?? "both", ...pids, ...starts };
+    const told = { clipboard: options.clipboard ?? "both", watchPassword };
+    const kept = { mark, display, vnc, ...told, ...pids, ...starts };
     if (keep) fs.writeFileSync(keptFile(runtimeDir), JSON.stringify(kept), { mode: 0o600 });
     const target: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
     const exited = Promise.race([server.exited, session.exited]);
     const sessionEnv = () => markedEnv(mark) ?? { ...env, DISPLAY: display };
-    return { target, display, vnc, exited, stop, env: sessionEnv };
+    return { target, display, vnc, watchPassword, exited, stop, env: sessionEnv };
   } catch (error) {
     await stop();
     throw error instanceof VncError ? error : placeError(runtimeDir, error);
@@ -3246,6 +3390,355 @@ function renderMetric([name, type, help, value]: Metric): string {
   return `# HELP ${full} ${help}\n# TYPE ${full} ${type}\n${lines.join("")}`;
 }
 
+// --- files ---
+// Takes files for the desktop in pieces, and hands its files out. No path leads out of the one folder.
+
+/** What a call of the API is refused for: a code that the page turns into a sentence, and its parameters. */
+export class ApiError extends Error {
+  readonly status: 400 | 403 | 404 | 409 | 413 | 415 | 429 | 507;
+  readonly detail: Cause["detail"];
+
+  constructor(status: ApiError["status"], code: string, detail: Cause["detail"] = {}) {
+    super(code);
+    this.status = status;
+    this.detail = detail;
+  }
+}
+
+/** The errors of the file system that a person can do something about. */
+const FILE_ERRORS: readonly (readonly [codes: RegExp, ApiError["status"], code: string])[] = [
+  [/^(ENOSPC|EDQUOT)$/, 507, "disk-full"],
+  [/^(ENOENT|ENOTDIR)$/, 404, "no-such-file"],
+  [/^(EACCES|EPERM|EROFS)$/, 409, "unwritable"],
+  [/^ENAMETOOLONG$/, 400, "bad-name"],
+  [/^AbortError$/, 400, "broken-off"], // the browser left in the middle of a piece
+];
+
+/** @throws ApiError for an error of the file system that has a code in the page; else the error itself. */
+function throwFileError(error: unknown): never {
+  const name = errorCode(error) ?? (error instanceof Error ? error.name : "");
+  const known = FILE_ERRORS.find(([codes]) => codes.test(name));
+  throw known ? new ApiError(known[1], known[2]) : error;
+}
+
+/** @throws ApiError for a path that is none, or would lead somewhere else. */
+function pathParts(written: string): string[] {
+  const parts = written.split("/");
+  const isBad = (part: string) =>
+    /^\.{0,2}$|\p{Cc}|\p{Cs}/u.test(part) || Buffer.byteLength(part) > MAX_NAME_BYTES;
+  if (parts.length > MAX_DEPTH || parts.some(isBad)) throw new ApiError(400, "bad-name");
+  return parts;
+}
+
+/** The name for number `n` of the files that want it: "report (2).pdf". */
+export function numberedName(name: string, n: number): string {
+  if (n === 1) return name;
+  const { name: start, ext } = path.parse(name);
+  const [stem, end] = [[...start], ` (${n})${ext}`];
+  while (Buffer.byteLength(stem.join("") + end) > MAX_NAME_BYTES && stem.length > 1) stem.pop();
+  return stem.join("") + end;
+}
+
+export const newUpload = z.strictObject({ path: z.string(), size: z.int().nonnegative() });
+
+interface Upload {
+  readonly id: string;
+  readonly dir: string;
+  readonly name: string;
+  readonly size: number;
+  readonly part: string;
+  offset: number;
+  touchedMs: number;
+  isBusy: boolean;
+  /** What the file is called now that it is whole. */
+  done?: string;
+}
+
+const lstat = (name: string) => fs.lstatSync(name, { throwIfNoEntry: false });
+
+/** The folder that people drop files into, and the uploads that are under way. */
+export class Files {
+  readonly #uploads = new Map<string, Upload>();
+  readonly #root: () => string;
+  readonly #maxBytes: number;
+
+  constructor(root: () => string, maxBytes: number) {
+    this.#root = root;
+    this.#maxBytes = maxBytes;
+  }
+
+  /** A folder below the root. Each on the way must be a real one: a symbolic link could lead anywhere. */
+  #folder(parts: readonly string[], make: boolean): string {
+    let dir = this.#root();
+    if (make) fs.mkdirSync(dir, { recursive: true });
+    for (const part of parts) {
+      dir = path.join(dir, part);
+      if (make && !lstat(dir)) fs.mkdirSync(dir);
+      if (!lstat(dir)?.isDirectory())
+        throw new ApiError(make ? 409 : 404, make ? "no-folder" : "no-such-file");
+    }
+    return dir;
+  }
+
+  /** Begins an upload. @throws ApiError */
+  start({ path: written, size }: z.output<typeof newUpload>) {
+    this.#sweep();
+    const parts = pathParts(written);
+    if (size > this.#maxBytes) throw new ApiError(413, "too-large", { limit: this.#maxBytes });
+    try {
+      const dir = this.#folder(parts.slice(0, -1), true);
+      const { blocks, bavail, bsize } = fs.statfsSync(dir); // some network file systems tell nothing
+      if (blocks > 0 && size > bavail * bsize) throw new ApiError(507, "disk-full");
+      removeStaleParts(dir);
+      const id = randomBytes(12).toString("base64url");
+      // Beside the file to come, and so on its disk: the last step is one rename.
+      const part = path.join(dir, `.jupyter-desktop-${id}.part`);
+      fs.closeSync(fs.openSync(part, "wx", 0o644));
+      const name = parts.at(-1) ?? "";
+      const fresh = { id, dir, name, size, part, offset: 0, touchedMs: Date.now(), isBusy: false };
+      this.#uploads.set(id, fresh);
+      if (size === 0) finish(fresh);
+      return view(fresh);
+    } catch (error) {
+      return throwFileError(error);
+    }
+  }
+
+  #get(id: string): Upload {
+    const upload = this.#uploads.get(id);
+    if (!upload) throw new ApiError(404, "no-such-upload");
+    return upload;
+  }
+
+  /** How far an upload has come: from there it goes on. */
+  state = (id: string) => view(this.#get(id));
+
+  /** Takes a piece; the last one makes the file. What came of a piece that broke off counts. @throws ApiError */
+  async write(id: string, offset: number, body: AsyncIterable<Uint8Array>) {
+    const upload = this.#get(id);
+    if (upload.done !== undefined) return view(upload); // the answer to the last piece was lost
+    if (upload.isBusy || offset !== upload.offset)
+      throw new ApiError(409, upload.isBusy ? "busy" : "offset", { offset: upload.offset });
+    upload.isBusy = true;
+    try {
+      await this.#append(upload, body);
+      if (upload.offset === upload.size) finish(upload);
+      return view(upload);
+    } catch (error) {
+      return throwFileError(error);
+    } finally {
+      upload.isBusy = false;
+      upload.touchedMs = Date.now();
+    }
+  }
+
+  async #append(upload: Upload, body: AsyncIterable<Uint8Array>): Promise<void> {
+    const { O_WRONLY, O_NOFOLLOW } = fs.constants;
+    await using file = await fs.promises.open(upload.part, O_WRONLY | O_NOFOLLOW);
+    let left = Math.min(MAX_CHUNK_BYTES, upload.size - upload.offset);
+    for await (const bytes of body) {
+      left -= bytes.length;
+      if (left < 0) throw new ApiError(413, "too-much", { limit: MAX_CHUNK_BYTES });
+      for (let at = 0; at < bytes.length;) {
+        if (!this.#uploads.has(upload.id)) throw new ApiError(404, "no-such-upload"); // cancelled
+        const { bytesWritten } = await file.write(bytes, at, bytes.length - at, upload.offset);
+        at += bytesWritten;
+        upload.offset += bytesWritten;
+      }
+    }
+  }
+
+  cancel(id: string): void {
+    const { part } = this.#get(id);
+    this.#uploads.delete(id);
+    fs.rmSync(part, { force: true });
+  }
+
+  /** Makes room: uploads that nobody goes on with, and all but the last of those that are done. */
+  #sweep(): void {
+    const uploads = [...this.#uploads.values()];
+    const done = uploads.filter((upload) => upload.done !== undefined);
+    const left = uploads.filter(
+      ({ isBusy, touchedMs }) => !isBusy && Date.now() - touchedMs > UPLOAD_IDLE_MS,
+    );
+    for (const { id } of [...left, ...done.slice(0, -MAX_OPEN_UPLOADS)]) this.cancel(id);
+    if (this.#uploads.size - done.length >= MAX_OPEN_UPLOADS)
+      throw new ApiError(429, "too-many-uploads", { limit: MAX_OPEN_UPLOADS });
+  }
+
+  close(): void {
+    for (const id of [...this.#uploads.keys()]) this.cancel(id);
+  }
+
+  /** What is in a folder, folders first; hidden files and special ones are left out. @throws ApiError */
+  list(folder: string) {
+    try {
+      const dir = this.#folder(folder === "" ? [] : pathParts(folder), folder === "");
+      const shown = fs
+        .readdirSync(dir, { withFileTypes: true })
+        .filter((entry) => !entry.name.startsWith(".") && (entry.isFile() || entry.isDirectory()))
+        .sort((a, b) => +b.isDirectory() - +a.isDirectory() || a.name.localeCompare(b.name));
+      const entries = shown.slice(0, MAX_LISTED).flatMap((entry) => {
+        const stat = lstat(path.join(dir, entry.name)); // none where the name is no UTF-8, or it was just removed
+        const type = entry.isFile() ? ("file" as const) : ("folder" as const);
+        const { size = 0, mtime } = stat ?? {};
+        return mtime ? [{ name: entry.name, type, size, modified: mtime.toISOString() }] : [];
+      });
+      return { entries, total: shown.length };
+    } catch (error) {
+      return throwFileError(error);
+    }
+  }
+
+  /** A file to download. @throws ApiError */
+  open(written: string): { file: Bun.BunFile; name: string } {
+    const parts = pathParts(written);
+    const name = parts.at(-1) ?? "";
+    const full = path.join(this.#folder(parts.slice(0, -1), false), name);
+    if (!lstat(full)?.isFile()) throw new ApiError(404, "no-such-file");
+    return { file: Bun.file(full), name };
+  }
+}
+
+const view = ({ id, offset, size, done }: Upload) => ({ id, offset, size, done: done ?? null });
+
+/** Gives a whole upload its name, or the first like it that is free: an empty file claims it, and is replaced. */
+function finish(upload: Upload): void {
+  for (let n = 1; ; n++) {
+    const name = numberedName(upload.name, n);
+    const target = path.join(upload.dir, name);
+    try {
+      fs.closeSync(fs.openSync(target, "wx", 0o644));
+    } catch (error) {
+      if (errorCode(error) === "EEXIST") continue;
+      throw error;
+    }
+    fs.renameSync(upload.part, target);
+    upload.done = name;
+    return;
+  }
+}
+
+/** Halves that a killed server left in a folder. */
+function removeStaleParts(dir: string): void {
+  for (const name of fs.readdirSync(dir)) {
+    const part = path.join(dir, name);
+    const isPart = /^\.jupyter-desktop-[\w-]{16}\.part$/.test(name);
+    if (isPart && Date.now() - (lstat(part)?.mtimeMs ?? Date.now()) > STALE_PART_MS)
+      fs.rmSync(part);
+  }
+}
+
+// --- share ---
+// Links by which the owner lets others watch or control the desktop: signed, for a time, and revocable.
+
+const guestRole = z.enum(["watch", "control"]);
+const guestName = z
+  .string()
+  .trim()
+  .max(60)
+  .regex(/^\P{C}*$/u);
+export const newShare = z.strictObject({
+  role: guestRole,
+  minutes: z.int().min(1).max(MAX_SHARE_MINUTES),
+  name: guestName.default(""),
+});
+
+const sharedLink = newShare
+  .omit({ minutes: true })
+  .extend({ id: z.string(), expiresMs: z.number() });
+type SharedLink = z.output<typeof sharedLink>;
+const shareState = z.object({ key: z.string().min(43), links: z.array(sharedLink) });
+
+/** The links that are good. With a file they outlive this server, and so does that one was revoked. */
+export class Shares {
+  readonly #links = new Map<string, { link: SharedLink; over: AbortController; timer: Timer }>();
+  readonly #file: (() => string) | undefined;
+  readonly #key: string;
+  /** Of no use to make a link with, but no other server has it. */
+  readonly name: string;
+
+  constructor(file?: () => string) {
+    this.#file = file;
+    const state = readShares(file);
+    this.#key = state?.key ?? randomBytes(32).toString("base64url");
+    this.name = createHash("sha256").update(this.#key).digest("hex").slice(0, 8);
+    for (const link of state?.links ?? []) this.#add(link);
+  }
+
+  get links(): SharedLink[] {
+    return [...this.#links.values()].map(({ link }) => link);
+  }
+
+  /** A new link: what it is called here, and the secret that its address carries. @throws ApiError */
+  create({ role, minutes, name }: z.output<typeof newShare>): SharedLink & { token: string } {
+    if (this.#links.size >= MAX_SHARES)
+      throw new ApiError(429, "too-many-links", { limit: MAX_SHARES });
+    const id = randomBytes(9).toString("base64url");
+    const link = { id, role, name, expiresMs: Date.now() + minutes * 60_000 };
+    this.#add(link);
+    this.#save();
+    return { ...link, token: this.#token(link) };
+  }
+
+  #add(link: SharedLink): void {
+    const timer = setTimeout(() => this.#end(link.id), Math.max(0, link.expiresMs - Date.now()));
+    timer.unref();
+    this.#links.set(link.id, { link, over: new AbortController(), timer });
+  }
+
+  /** Ends a link, and whatever came by it; false when there is none of this id. */
+  revoke(id: string): boolean {
+    const isKnown = this.#end(id);
+    if (isKnown) this.#save();
+    return isKnown;
+  }
+
+  #end(id: string): boolean {
+    const found = this.#links.get(id);
+    clearTimeout(found?.timer);
+    found?.over.abort();
+    return this.#links.delete(id);
+  }
+
+  /** Who comes with this secret; over when it is none, has expired or was revoked. */
+  visitor(token: string): Visitor | "over" {
+    const found = this.#links.get(token.split(".", 1)[0] ?? "");
+    if (!found || found.link.expiresMs <= Date.now()) return "over";
+    const { id: link, role, name } = found.link;
+    if (!safeEqual(token, this.#token(found.link))) return "over";
+    return { role, name, link, over: found.over.signal };
+  }
+
+  /** How long a visitor's cookie is of use, in seconds. */
+  secondsLeft({ link = "" }: Visitor): number {
+    const { expiresMs = 0 } = this.#links.get(link)?.link ?? {};
+    return Math.ceil((expiresMs - Date.now()) / 1_000);
+  }
+
+  #token({ id, role, expiresMs }: SharedLink): string {
+    const payload = `${id}.${role}.${expiresMs.toString(36)}`;
+    const signature = createHmac("sha256", this.#key).update(payload).digest("base64url");
+    return `${payload}.${signature}`;
+  }
+
+  #save(): void {
+    if (!this.#file) return;
+    const file = this.#file();
+    const state = JSON.stringify({ key: this.#key, links: this.links });
+    fs.writeFileSync(`${file}.new`, state, { mode: 0o600 });
+    fs.renameSync(`${file}.new`, file);
+  }
+}
+
+function readShares(file: (() => string) | undefined) {
+  try {
+    return file && shareState.safeParse(JSON.parse(fs.readFileSync(file(), "utf8"))).data;
+  } catch {
+    return undefined; // none were kept
+  }
+}
+
 // --- hub ---
 // JupyterHub's single-user server: who visits, by the Hub's word, and what the Hub hears of activity.
 // The contract is that of jupyterhub.services.auth and of Spawner.get_env; none of its Python is on the path.
@@ -3568,6 +4061,10 @@ export interface AppOptions {
   readonly log: Log;
   /** What answers /metrics; nothing does without it. */
   readonly metrics?: (() => string) | undefined;
+  /** None where files are not to be dropped and downloaded. */
+  readonly files?: Files | undefined;
+  /** None where nothing is shared by links. */
+  readonly shares?: Shares | undefined;
   readonly frameAncestors?: "self" | "none";
   readonly hub?: Hub;
 }
@@ -3584,6 +4081,7 @@ const SENTENCES = {
     "That token is wrong: the right one is in the address that jupyter-desktop printed at its start.",
   origin: "A page of another site may not use this desktop: add its origin with --allow-origin.",
   host: "This desktop is not served under this name: open it by its address, or add the name with --allow-origin.",
+  link: "This link to the desktop has expired or was revoked: ask its owner for a new one.",
   busy: "Too many wrong tokens at once: try again in a few seconds.",
   "no-login": "You are not logged in: open this desktop's page, and JupyterHub asks who you are.",
   "no-ticket": "This does not come from the desktop's own page: load that page again.",
@@ -3632,6 +4130,7 @@ function securityHeaders({
       frameAncestors: [`'${frameAncestors}'`],
     },
     referrerPolicy: "same-origin", // not less: the log-in form would then send Origin: null
+    overwrite: false, // a download has a stricter one
     strictTransportSecurity: false, // the proxy's to decide, for its whole host
     xFrameOptions: frameAncestors === "none" ? "DENY" : "SAMEORIGIN",
   });
@@ -3648,7 +4147,9 @@ function guard(options: AppOptions, limiter: GuessLimiter): MiddlewareHandler<En
   return async (c, next) => {
     if (limiter.full) return c.text(`${SENTENCES.busy}\n`, 429);
     const { method } = c.req;
-    const decision = authorize(authRequest(c, requestToken(c, cookieName)), policy);
+    if (isSharedLink(c, options)) return enterByLink(c, options, limiter);
+    const request = authRequest(c, requestToken(c, cookieName));
+    const decision = authorize({ ...request, guest: guestOf(c, options) }, policy);
     if (decision.ok) {
       c.set("visitor", decision.visitor);
       const inAddress = policy.kind === "token" && c.req.query("token") !== undefined;
@@ -3657,20 +4158,63 @@ function guard(options: AppOptions, limiter: GuessLimiter): MiddlewareHandler<En
       return exchangeToken(c, options);
     }
     if (decision.reason === "no-login") return hubGuard(c, next, options);
-    return refuse(c, decision, [options, limiter]);
+    if (decision.reason === "wrong-token") await limiter.punish();
+    return refuse(c, options, decision);
   };
 }
 
-async function refuse(
-  c: Context,
-  { status, reason }: Extract<AuthDecision, { ok: false }>,
-  [options, limiter]: [AppOptions, GuessLimiter],
-): Promise<Response> {
+/** Why somebody may not come in; where a token would help, with a form for it. */
+function refuse(
+  c: Context<Env>,
+  options: AppOptions,
+  decision: { status: 401 | 403; reason: Exclude<keyof typeof SENTENCES, "busy"> },
+): Response | Promise<Response> {
+  const { status, reason } = decision;
   options.log("warn", "refused", { reason, method: c.req.method, path: c.req.path });
-  if (reason === "wrong-token") await limiter.punish();
-  const asksToken = reason === "wrong-token" || reason === "no-token";
-  if (asksToken && wantsPage(c)) return loginPage(c, options, { status, reason });
+  const asksToken = reason !== "origin" && reason !== "host" && options.policy.kind === "token";
+  if (asksToken && wantsPage(c)) return loginPage(c, options, decision);
   return c.text(`${SENTENCES[reason]}\n`, status);
+}
+
+/** Named after its server: one on a host that many share is no business of the others'. */
+const shareCookie = ({ cookieName, shares }: AppOptions) => `${cookieName}-share-${shares?.name}`;
+
+const isSharedLink = (c: Context, { shares }: AppOptions) =>
+  shares !== undefined &&
+  c.req.method === "GET" &&
+  !isUpgrade(c) &&
+  c.req.query("share") !== undefined;
+
+/** Who the link of this browser's cookie lets in. */
+function guestOf(c: Context, options: AppOptions): Visitor | "over" | undefined {
+  const token = getCookie(c, shareCookie(options));
+  return token === undefined ? undefined : options.shares?.visitor(token);
+}
+
+/**
+ * Puts a link's secret into a cookie, and takes it out of the address. Whoever has the token stays the owner. An empty
+ * secret is the way out for whose link is over, where everyone else is the owner.
+ */
+async function enterByLink(
+  c: Context<Env>,
+  options: AppOptions,
+  limiter: GuessLimiter,
+): Promise<Response> {
+  const { policy, cookieName, shares } = options;
+  const asked = authorize(authRequest(c, requestToken(c, cookieName)), policy);
+  if (!asked.ok && asked.reason === "wrong-token") await limiter.punish(); // a link is no way to try tokens
+  if (!asked.ok && asked.reason === "host") return refuse(c, options, asked);
+  const token = c.req.query("share") ?? "";
+  const visitor = token === "" ? undefined : shares?.visitor(token);
+  if (visitor === "over") return refuse(c, options, { status: 403, reason: "link" });
+  const set = ownCookie(c, options);
+  if (!visitor) deleteCookie(c, shareCookie(options), set);
+  else if (!asked.ok || policy.kind === "open") {
+    if (!asked.ok) deleteCookie(c, cookieName, set); // that of an earlier server would be refused as a wrong token
+    const maxAge = shares?.secondsLeft(visitor) ?? 0;
+    setCookie(c, shareCookie(options), token, { ...set, maxAge });
+  }
+  return c.redirect(withoutQuery(c, options, "share"), 303);
 }
 
 /** What the decision needs to know of a request. */
@@ -3699,30 +4243,34 @@ const cookiePath = (c: Context, baseUrl: string) =>
     .slice(0, baseUrl.split("/").length - 1)
     .join("/")}/`;
 
-/** Takes the cookie back; the base then asks for the token. */
-function logout(c: Context<Env>, { cookieName, baseUrl }: AppOptions): Response {
-  deleteCookie(c, cookieName, { path: cookiePath(c, baseUrl) });
+/** Takes the cookies back; the base then asks for the token. */
+function logout(c: Context<Env>, options: AppOptions): Response {
+  const { cookieName, baseUrl } = options;
+  const isSent = (name: string) => getCookie(c, name) !== undefined;
+  for (const name of [cookieName, shareCookie(options)].filter(isSent))
+    deleteCookie(c, name, { path: cookiePath(c, baseUrl) });
   return c.redirect("./", 303);
 }
 
 /** Puts the token into a cookie and takes it out of the address, so that it stays in no history and no log. */
-function exchangeToken(c: Context, { policy, cookieName, baseUrl }: AppOptions): Response {
+function exchangeToken(c: Context, options: AppOptions): Response {
+  const { policy, cookieName } = options;
   if (policy.kind === "token") {
-    setCookie(c, cookieName, policy.token, {
-      path: cookiePath(c, baseUrl),
-      httpOnly: true,
-      sameSite: "Lax",
-      secure: isHttps(c),
-      maxAge: COOKIE_MAX_AGE_S,
-    });
+    const set = ownCookie(c, options);
+    setCookie(c, cookieName, policy.token, { ...set, maxAge: COOKIE_MAX_AGE_S });
   }
-  return c.redirect(withoutToken(c, baseUrl), 303);
+  return c.redirect(withoutQuery(c, options, "token"), 303);
 }
 
-/** This address without its token. */
-function withoutToken(c: Context, baseUrl: string): string {
+function ownCookie(c: Context, { baseUrl }: AppOptions) {
+  const [path, secure] = [cookiePath(c, baseUrl), isHttps(c)];
+  return { path, httpOnly: true, sameSite: "Lax", secure } as const;
+}
+
+/** This address without its secret. */
+function withoutQuery(c: Context, { baseUrl }: AppOptions, secret: "token" | "share"): string {
   const query = new URL(c.req.url).searchParams;
-  query.delete("token");
+  query.delete(secret);
   // Relative, so that it holds behind a proxy that strips a prefix: the last part of the path, or this directory.
   const here =
     c.req.path.length < samePath(baseUrl).length
@@ -3834,7 +4382,7 @@ async function hubGuard(
     return hubPage(c, options, 403, "no-ticket");
   if (token && !byCookie && isNavigation(c) && c.req.query("token") !== undefined) {
     setCookie(c, hubCookieName(hub), hub.seal("token", token), hubCookie(c, hub));
-    return c.redirect(withoutToken(c, options.baseUrl), 303);
+    return c.redirect(withoutQuery(c, options, "token"), 303);
   }
   c.set("visitor", answer.visitor);
   if (getsTicket(c, options)) c.set("ticket", ticket);
@@ -3863,7 +4411,7 @@ function loginPage(
     title,
     base_url: relativeBase(c.req.path, baseUrl),
     hash: assets.hash,
-    message: decision.reason === "wrong-token" ? SENTENCES["wrong-token"] : "",
+    message: decision.reason === "no-token" ? "" : SENTENCES[decision.reason],
   };
   c.header("cache-control", "no-store");
   return c.html(renderPage(assets.login, values), decision.status);
@@ -3930,7 +4478,8 @@ async function upgrade(
   c: Context<Env>,
   { supervisor, bridge, vncPassword, log }: AppOptions,
 ): Promise<Response> {
-  const target = await supervisor.ready();
+  const visitor = c.get("visitor");
+  const target = await supervisor.ready(mayActAs(visitor, "owner"));
   if (!target)
     return c.text(
       `The desktop is not running (${supervisor.status.state}): see desktop/api/status.\n`,
@@ -3938,7 +4487,8 @@ async function upgrade(
     );
   let session: Session;
   try {
-    session = await bridge.connect(target, vncPassword);
+    const password = visitor.role === "watch" ? supervisor.watchPassword : vncPassword;
+    session = await bridge.connect(target, password, visitor);
     bridge.isOf(session, c.req.query("page"));
   } catch (error) {
     if (!(error instanceof VncError)) throw error;
@@ -3957,11 +4507,26 @@ async function upgrade(
 
 type Handler = (c: Context<Env>) => Response | Promise<Response>;
 
+interface Mounted {
+  /** The role that it takes; the owner's when none is said. */
+  readonly needs?: Visitor["role"] | "nobody";
+  readonly GET?: Handler;
+  readonly POST?: Handler;
+  readonly PUT?: Handler;
+  readonly DELETE?: Handler;
+}
+
 /** Mounts an address: what answers its methods, and for any other method a 405 that names these. */
-function mount(app: Hono<Env>, address: string, { GET, POST }: { GET?: Handler; POST?: Handler }) {
-  if (GET) app.get(address, GET);
-  if (POST) app.post(address, POST);
-  const allow = [...(GET ? ["GET", "HEAD"] : []), ...(POST ? ["POST"] : [])].join(", ");
+function mount(app: Hono<Env>, address: string, { needs = "owner", ...handlers }: Mounted) {
+  const methods = Object.entries(handlers);
+  for (const [method, handler] of methods) {
+    app.on(method, address, (c) =>
+      needs === "nobody" || mayActAs(c.get("visitor"), needs)
+        ? handler(c)
+        : c.json({ error: "owner-only", detail: {} }, 403),
+    );
+  }
+  const allow = methods.flatMap(([name]) => (name === "GET" ? ["GET", "HEAD"] : name)).join(", ");
   app.all(address, (c) => c.text(`This address takes ${allow} only.\n`, 405, { allow }));
 }
 
@@ -3969,11 +4534,15 @@ function mount(app: Hono<Env>, address: string, { GET, POST }: { GET?: Handler; 
 function mountHub(app: Hono<Env>, options: AppOptions, hub: Hub): void {
   const logout: Handler = (c) => {
     deleteCookie(c, hubCookieName(hub), hubCookie(c, hub));
-    return c.redirect(hub.url("logout"), 303);
+    // A guest goes, and stays logged in to the Hub, if ever.
+    const isGuest = getCookie(c, shareCookie(options)) !== undefined;
+    if (isGuest) deleteCookie(c, shareCookie(options), ownCookie(c, options));
+    return c.redirect(isGuest ? "./" : hub.url("logout"), 303);
   };
-  mount(app, "/oauth_callback", { GET: (c) => endHubLogin(c, options, hub) });
-  mount(app, "/logout", { GET: logout, POST: logout });
+  mount(app, "/oauth_callback", { needs: "nobody", GET: (c) => endHubLogin(c, options, hub) });
+  mount(app, "/logout", { needs: "nobody", GET: logout, POST: logout });
   mount(app, "/api", {
+    needs: "nobody",
     GET: async (c) => {
       const version = await hub.version();
       if (version) c.header("x-jupyterhub-version", version);
@@ -3984,26 +4553,21 @@ function mountHub(app: Hono<Env>, options: AppOptions, hub: Hub): void {
 
 /** The page: the base and desktop/. */
 function servePage(c: Context<Env>, options: AppOptions): Response | Promise<Response> {
-  const {
-    assets,
-    title,
-    baseUrl,
-    supervisor,
-    policy,
-    hub,
-    clipboard = "both",
-    isOwn = true,
-  } = options;
+  const { assets, title, baseUrl, supervisor, hub, policy, clipboard = "both" } = options;
   if (isUpgrade(c)) return upgrade(c, options);
-  if (wantsPage(c)) supervisor.visit();
+  const { role } = c.get("visitor");
+  const isOwner = role === "owner";
+  if (wantsPage(c) && isOwner) supervisor.visit();
   const base_url = relativeBase(c.req.path, baseUrl);
-  const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
   const ticket = c.get("ticket") ?? "";
-  const more = { hub_home: hub?.url("home") ?? "", ticket };
-  const desktop = isOwn ? "own" : "";
+  const home = base_url + wayBack(c.req.header("x-proxycontextpath"));
+  const offered = isOwner ? [options.files && "files", options.shares && "share"] : [];
   const values = {
-    ...{ title, base_url, version: VERSION, hash: assets.hash, home, ...more },
-    ...{ auth: policy.kind, clipboard, desktop },
+    ...{ title, base_url, home, version: VERSION, hash: assets.hash },
+    ...{ auth: policy.kind, hub_home: hub?.url("home") ?? "", ticket, role },
+    features: offered.filter(Boolean).join(" "),
+    desktop: (options.isOwn ?? true) && isOwner ? "own" : "",
+    clipboard: role === "watch" ? "off" : clipboard,
   };
   // A page of the same origin could take the ticket out of the browser's cache.
   const cache = ticket ? "no-store" : "no-cache";
@@ -4045,14 +4609,119 @@ function serveStatus(c: Context<Env>, options: AppOptions): Response {
   if (isStream && c.req.raw.method === "GET") return statusStream(c, options);
   const page = c.req.query("page");
   const closed = page === undefined ? {} : { closed: options.bridge.closeCode(page) };
-  return c.json({ ...fullStatus(options), ...closed }, 200, { "cache-control": "no-store" });
+  return c.json({ ...fullStatus(options, c.get("visitor")), ...closed }, 200, {
+    "cache-control": "no-store",
+  });
 }
 
-function fullStatus({ supervisor, bridge }: AppOptions) {
+/** The status for this visitor: paths, commands and the log's lines are the owner's. */
+function fullStatus({ supervisor, bridge }: AppOptions, visitor: Visitor) {
   const { status } = supervisor;
   const refusal = status.state === "ready" ? bridge.refusal : undefined;
   const why = refusal && { cause: refusal.code, detail: refusal.detail };
-  return { ...status, ...why, viewers: bridge.size, version: VERSION };
+  const full = { ...status, ...why, viewers: bridge.size, version: VERSION };
+  if (visitor.role === "owner") return full;
+  const numbers = Object.entries(full.detail).filter(([, value]) => typeof value === "number");
+  return { ...full, detail: Object.fromEntries(numbers), log: [], display: null };
+}
+
+/**
+ * The JSON of a request, checked. Its type must say that it is JSON: a form of another site's cannot.
+ * @throws ApiError
+ */
+async function readJson<T extends z.ZodType>(c: Context, type: T): Promise<z.output<T>> {
+  if (!/^application\/json\b/i.test(c.req.header("content-type") ?? ""))
+    throw new ApiError(415, "not-json");
+  const written = await c.req.text();
+  const parsed = type.safeParse(await new Response(written).json().catch(() => undefined));
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  throw new ApiError(400, "bad-request", { field: issue?.path.join(".") ?? "" });
+}
+
+/** The addresses of files: a list, downloads, and uploads in pieces. */
+function mountFiles(app: Hono<Env>, files: Files): void {
+  const uploads = "/desktop/api/files/uploads";
+  app.use(uploads, bodyLimit({ maxSize: MAX_JSON_BYTES }));
+  const id = (c: Context) => c.req.param("id") ?? "";
+  mount(app, "/desktop/api/files", {
+    GET: (c) => c.json(files.list(c.req.query("path") ?? "")),
+  });
+  mount(app, "/desktop/api/files/download", { GET: (c) => download(c, files) });
+  mount(app, uploads, {
+    POST: async (c) => c.json(files.start(await readJson(c, newUpload)), 201),
+  });
+  mount(app, `${uploads}/:id`, {
+    GET: (c) => c.json(files.state(id(c))),
+    PUT: async (c) => {
+      if (Number(c.req.header("content-length")) > MAX_CHUNK_BYTES)
+        throw new ApiError(413, "too-much", { limit: MAX_CHUNK_BYTES });
+      const body = c.req.raw.body ?? new Blob().stream();
+      return c.json(await files.write(id(c), Number(c.req.query("offset")), body));
+    },
+    DELETE: (c) => {
+      files.cancel(id(c));
+      return c.json({});
+    },
+  });
+}
+
+/** A file as what is saved, never as a page of this origin. Bun answers a Range itself. */
+function download(c: Context<Env>, files: Files): Response {
+  const { file, name } = files.open(c.req.query("path") ?? "");
+  // RFC 6266, and of RFC 8187 the characters that encodeURIComponent leaves and it does not
+  const quoted = encodeURIComponent(name).replace(
+    /['()*]/g,
+    (char) => `%${char.charCodeAt(0).toString(16)}`,
+  );
+  return new Response(file, {
+    headers: {
+      "content-type": "application/octet-stream",
+      "content-disposition": `attachment; filename*=UTF-8''${quoted}`,
+      "content-security-policy": "sandbox; default-src 'none'",
+      "cache-control": "no-store",
+    },
+  });
+}
+
+/** The addresses of sharing, the owner's all of them. */
+function mountShares(app: Hono<Env>, shares: Shares, options: AppOptions): void {
+  const { bridge, supervisor, policy, log } = options;
+  // A desktop that is not up yet may turn out to be one that can be watched.
+  const canWatch = () => supervisor.status.state !== "ready" || Boolean(supervisor.watchPassword);
+  app.use("/desktop/api/shares", bodyLimit({ maxSize: MAX_JSON_BYTES }));
+  mount(app, "/desktop/api/shares", {
+    GET: (c) => {
+      const people = bridge.people.map(({ visitor: { role, name, link = null }, since }) => ({
+        ...{ role, name, link },
+        since: since.toISOString(),
+      }));
+      const links = shares.links.map(({ expiresMs, ...link }) => ({
+        ...link,
+        expires: new Date(expiresMs).toISOString(),
+      }));
+      const isOpen = policy.kind === "open";
+      return c.json({ links, people, canWatch: canWatch(), isOpen }, 200, {
+        "cache-control": "no-store",
+      });
+    },
+    POST: async (c) => {
+      const wanted = await readJson(c, newShare);
+      if (wanted.role === "watch" && !canWatch()) throw new ApiError(409, "no-watching");
+      const { token, expiresMs, ...link } = shares.create(wanted);
+      const expires = new Date(expiresMs).toISOString();
+      log("info", "link made", { ...link, expires });
+      return c.json({ ...link, expires, address: `desktop/?share=${token}` }, 201);
+    },
+  });
+  mount(app, "/desktop/api/shares/:id", {
+    DELETE: (c) => {
+      const id = c.req.param("id") ?? "";
+      if (!shares.revoke(id)) throw new ApiError(404, "no-such-link");
+      log("info", "link ended", { id });
+      return c.json({});
+    },
+  });
 }
 
 /** Which of these causes is the asker's own, and which is the machine's. */
@@ -4096,44 +4765,57 @@ function oneByOne<A>(work: (argument: A) => Promise<void>): (argument: A) => Pro
   };
 }
 
+/** All that guests may reach: the page with what it is made of, the WebSocket, the status, and the way out. */
+function mountForGuests(app: Hono<Env>, options: AppOptions): void {
+  const { assets } = options;
+  const routes: Record<string, Omit<Mounted, "needs">> = {
+    "/desktop": { GET: (c) => c.redirect(`desktop/${new URL(c.req.url).search}`) },
+    "/desktop/api/status": { GET: (c) => serveStatus(c, options) },
+    "/desktop/static/manifest.webmanifest": { GET: (c) => serveManifest(c, options) },
+    "/logout": { POST: (c) => logout(c, options) },
+  };
+  for (const address of ["/", "/desktop/"]) routes[address] = { GET: (c) => servePage(c, options) };
+  for (const address of ["/desktop-websockify", "/desktop-websockify/"])
+    routes[address] = { GET: (c) => serveSocket(c, options) };
+  for (const [name, asset] of openAssets(assets))
+    routes[`/desktop/static/${name}`] = { GET: (c) => serveAsset(c, asset, assets.hash) };
+  for (const [address, handlers] of Object.entries(routes))
+    mount(app, address, { needs: "watch", ...handlers });
+}
+
 /** The whole HTTP side: a Hono app, with Bun's server in its bindings. */
 export function createApp(options: AppOptions): Hono<Env> {
-  const { assets, supervisor, log } = options;
+  const { supervisor, log } = options;
   const base = samePath(options.baseUrl);
   const getPath = (request: Request) => samePath(new URL(request.url).pathname);
   const root = new Hono<Env>({ strict: true, getPath }).use(securityHeaders(options));
   const app = root.basePath(base);
   const limiter = new GuessLimiter();
-  const page: Handler = (c) => servePage(c, options);
-  const socket: Handler = (c) => serveSocket(c, options);
   const act =
     (work: () => Promise<void>): Handler =>
     async (c) => {
       await work();
-      return c.json(fullStatus(options));
+      return c.json(fullStatus(options, c.get("visitor")));
     };
 
-  mount(app, "/healthz", { GET: (c) => c.text("ok\n") });
+  mount(app, "/healthz", { needs: "nobody", GET: (c) => c.text("ok\n") });
   if (options.hub) mountHub(app, options, options.hub);
   app.use("/login", bodyLimit({ maxSize: MAX_FORM_BYTES }));
-  mount(app, "/login", { GET: (c) => c.redirect("./"), POST: (c) => login(c, options, limiter) });
+  mount(app, "/login", {
+    needs: "nobody",
+    GET: (c) => c.redirect("./"),
+    POST: (c) => login(c, options, limiter),
+  });
   app.use(guard(options, limiter));
-  mount(app, "/", { GET: page });
-  mount(app, "/desktop", { GET: (c) => c.redirect(`desktop/${new URL(c.req.url).search}`) });
-  mount(app, "/desktop/", { GET: page });
-  mount(app, "/desktop-websockify", { GET: socket });
-  mount(app, "/desktop-websockify/", { GET: socket });
+  mountForGuests(app, options);
   const { metrics } = options;
   if (metrics)
     mount(app, "/metrics", {
       GET: (c) => c.body(metrics(), 200, { "content-type": "text/plain; version=0.0.4" }),
     });
-  mount(app, "/desktop/api/status", { GET: (c) => serveStatus(c, options) });
   mount(app, "/desktop/api/start", { POST: act(() => supervisor.start()) });
   mount(app, "/desktop/api/stop", { POST: act(() => supervisor.stop()) });
   mount(app, "/desktop/api/restart", { POST: act(() => supervisor.restart()) });
-  mount(app, "/logout", { POST: (c) => logout(c, options) });
-  mount(app, "/desktop/static/manifest.webmanifest", { GET: (c) => serveManifest(c, options) });
   app.use("/desktop/api/keyboard", bodyLimit({ maxSize: MAX_FORM_BYTES }));
   app.use("/desktop/api/scale", bodyLimit({ maxSize: MAX_FORM_BYTES }));
   mount(app, "/desktop/api/keyboard", {
@@ -4147,17 +4829,18 @@ export function createApp(options: AppOptions): Hono<Env> {
     return setScale(env, choice, restart);
   };
   mount(app, "/desktop/api/scale", { POST: onDesktop(options, scaleChoice, scale) });
-  for (const [name, asset] of openAssets(assets)) {
-    mount(app, `/desktop/static/${name}`, { GET: (c) => serveAsset(c, asset, assets.hash) });
-  }
+  if (options.files) mountFiles(app, options.files);
+  if (options.shares) mountShares(app, options.shares, options);
   const last = base.split("/").at(-2);
   if (last) {
     const redirect: Handler = (c) => c.redirect(`./${last}/${new URL(c.req.url).search}`);
-    mount(root, base.slice(0, -1), { GET: redirect });
+    mount(root, base.slice(0, -1), { needs: "nobody", GET: redirect });
   }
   root.notFound((c) => c.text("There is nothing at this address.\n", 404));
   root.onError((error, c) => {
     if (error instanceof HTTPException) return error.getResponse();
+    if (error instanceof ApiError)
+      return c.json({ error: error.message, detail: error.detail }, error.status);
     log("error", "request failed", { path: c.req.path, error: errorText(error) });
     return c.text("Something went wrong in jupyter-desktop: its log has the reason.\n", 500);
   });
@@ -4195,13 +4878,17 @@ function statusStream(c: Context<Env>, options: AppOptions): Response {
   c.header("x-accel-buffering", "no"); // nginx would hold the events back
   return streamSSE(c, async (stream) => {
     const { promise: gone, resolve } = Promise.withResolvers<void>();
-    const send = () => void stream.writeSSE({ data: JSON.stringify(fullStatus(options)) });
+    const visitor = c.get("visitor");
+    const send = () => void stream.writeSSE({ data: JSON.stringify(fullStatus(options, visitor)) });
+    const over = () => resolve();
+    visitor.over?.addEventListener("abort", over);
     const stops = [supervisor.onChange(send), bridge.onChange(send)];
     stream.onAbort(resolve);
     send();
     const beat = setInterval(() => void stream.write(": alive\n\n"), SSE_BEAT_MS);
     await gone;
     clearInterval(beat);
+    visitor.over?.removeEventListener("abort", over);
     for (const stop of stops) stop();
   });
 }
@@ -4904,6 +5591,9 @@ function isSingleuser(): boolean {
 const usesToken = (config: Config) =>
   config.auth === "token" || (config.auth === "auto" && config.unixSocket === undefined);
 
+/** Links are on, but not under a Hub by themselves: they let in people whom the Hub does not know. */
+const offersShares = ({ share, hub }: Config) => share ?? hub === undefined;
+
 /**
  * What launches the VNC server that the configuration asks for. The directory is chosen at each launch: that it cannot
  * be written is then a cause which the page shows, and not the end of the server.
@@ -4914,8 +5604,9 @@ function chooseLaunch(config: Config, { env, tail, name }: Served): Launch {
   return async (abort) => {
     const { geometry, vncArg: vncArgs, xstartup, keep, clipboard, passHubToken } = config;
     const runtimeDir = chooseRuntimeDir(name, env);
-    const desktop = { runtimeDir, geometry, vncArgs, xstartup, env, tail, keep, abort };
-    const options = { ...desktop, clipboard, passHubToken };
+    const watchable = offersShares(config);
+    const more = { keep, clipboard, watchable, passHubToken, abort };
+    const options = { runtimeDir, geometry, vncArgs, xstartup, env, tail, ...more };
     if (vncCommand === undefined) return launchDesktop(options);
     const own: Target = { kind: "unix", path: path.join(runtimeDir, "vnc.sock") };
     return launchCommand(vncCommand, vnc.kind === "auto" ? own : vnc, options);
@@ -5127,6 +5818,29 @@ async function listenControl(
   }
 }
 
+/** Files are on, unless text may not pass either, or the desktop is another machine's: they would come to this one. */
+const offersFiles = ({ files, vnc, clipboard }: Config) =>
+  files ??
+  (clipboard === "both" && (vnc.kind !== "tcp" || /^(localhost|127\..*|::1)$/.test(vnc.host)));
+
+/** The desktop's own folder: ~/Desktop, or what it is called in the language of its user. */
+function desktopFolder(env: NodeJS.ProcessEnv, runtimeDir: string): string {
+  const home = usableHome(env, runtimeDir);
+  const named = readIfThere(path.join(env.XDG_CONFIG_HOME ?? `${home}/.config`, "user-dirs.dirs"));
+  const [, folder = "Desktop"] = /^XDG_DESKTOP_DIR="\$HOME\/(.+)"$/m.exec(named) ?? [];
+  return path.join(home, folder);
+}
+
+/** What the serve command works with beside the desktop. */
+function offers(config: Config, { env, name }: Pick<Served, "env" | "name">) {
+  const dir = () => chooseRuntimeDir(name, env);
+  const root = () => config.uploadDir ?? desktopFolder(env, dir());
+  const files = offersFiles(config) ? new Files(root, config.maxUpload) : undefined;
+  const kept = config.keep ? () => path.join(dir(), "shares.json") : undefined;
+  const shares = offersShares(config) ? new Shares(kept) : undefined;
+  return { files, shares };
+}
+
 function logTo(out: NodeJS.WriteStream, config: Config, token: string | undefined): Log {
   const { logLevel: level, logFormat: format, vncPassword, hub } = config;
   const secrets = [token, vncPassword, hub?.apiToken].flatMap((secret) => secret || []);
@@ -5175,6 +5889,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     bridge,
     log,
     metrics: config.metrics ? createMetrics(supervisor, bridge) : undefined,
+    ...offers(config, served),
     frameAncestors: config.frameAncestors,
   };
   const hub = config.hub && new Hub(config.hub, config.tls, log);
@@ -5208,6 +5923,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
   ending.abort();
   bridge.closeAll(CLOSE.goingDown, "the server goes down");
   await Promise.all([server.stop(true), control?.stop(true)]);
+  common.files?.close();
   await supervisor.stop();
   removeRuntimeDir(name, env);
   return 0;

@@ -54,6 +54,10 @@ const ENV_NAMES: Record<OptionName, string> = {
   keep: "JUPYTER_DESKTOP_KEEP",
   name: "JUPYTER_DESKTOP_NAME",
   title: "JUPYTER_DESKTOP_TITLE",
+  files: "JUPYTER_DESKTOP_FILES",
+  uploadDir: "JUPYTER_DESKTOP_UPLOAD_DIR",
+  maxUpload: "JUPYTER_DESKTOP_MAX_UPLOAD",
+  share: "JUPYTER_DESKTOP_SHARE",
   vncPasswordFile: "JUPYTER_DESKTOP_VNC_PASSWORD_FILE",
   clipboard: "JUPYTER_DESKTOP_CLIPBOARD",
   token: "JUPYTER_DESKTOP_TOKEN",
@@ -228,6 +232,34 @@ const PRECEDENCE: Record<
     fromEnv: otherTokenFile,
     byDefault: undefined,
     besides: ["--vnc", "tcp:vnc.test:5901"],
+  },
+  files: {
+    flag: ["--no-files"],
+    env: "true",
+    fromFlag: false,
+    fromEnv: true,
+    byDefault: undefined,
+  },
+  uploadDir: {
+    flag: ["--upload-dir", "/srv/in"],
+    env: "in",
+    fromFlag: "/srv/in",
+    fromEnv: path.resolve("in"),
+    byDefault: undefined,
+  },
+  maxUpload: {
+    flag: ["--max-upload", "500M"],
+    env: "2k",
+    fromFlag: 500_000_000,
+    fromEnv: 2_000,
+    byDefault: 10_000_000_000,
+  },
+  share: {
+    flag: ["--no-share"],
+    env: "true",
+    fromFlag: false,
+    fromEnv: true,
+    byDefault: undefined,
   },
   clipboard: {
     flag: ["--clipboard", "in"],
@@ -480,6 +512,10 @@ const REFUSED: readonly [OptionName, string, string][] = [
   ["maxViewers", "-1", "must be a whole number"],
   ["maxViewers", "1.5", "must be a whole number"],
   ["maxViewers", "many", "must be a whole number"],
+  ["maxUpload", "0", "must be a size such as 500M or 10G"],
+  ["maxUpload", "1.5G", "must be a size such as 500M or 10G"],
+  ["maxUpload", "2g", "must be a size such as 500M or 10G"],
+  ["files", "maybe", "must be true or false"],
   ["idleDisconnect", "90", "must be a time such as 90s, 30m or 2h, or off"],
   ["idleDisconnect", "-1s", "must be a time such as 90s, 30m or 2h, or off"],
   ["idleDisconnect", "1.5h", "must be a time such as 90s, 30m or 2h, or off"],
@@ -835,7 +871,9 @@ describe("renderHelp", () => {
     const spec: { help: string; short?: string; hint?: string; default?: string } = OPTIONS[name];
     const line = help.split("\n").find((each) => each.includes(spec.help)) ?? "";
     expect(line).toContain(
-      name === "token" ? ENV_NAMES.token : flagOf(name).replace(/^--open/, "--[no-]open"),
+      name === "token"
+        ? ENV_NAMES.token
+        : flagOf(name).replace(/^--(open|files|share)$/, "--[no-]$1"),
     );
     if (spec.short) expect(line).toContain(`-${spec.short}, --`);
     if (spec.hint) expect(line).toContain(`${flagOf(name)} ${spec.hint}`);

@@ -56,6 +56,15 @@ function filterWith(mayResize: () => boolean = () => true, mayPaste = () => true
   return { filter, seen };
 }
 
+/** The filter of a guest who came by a link. */
+function guestFilter(role: "watch" | "control") {
+  const may = () => role === "control";
+  const seen = { unreadable: 0 };
+  const events = { input: () => {}, mayResize: may, mayPaste: may };
+  const unreadable = () => seen.unreadable++;
+  return { filter: new ClientFilter(limit, { ...events, unreadable }, role), seen };
+}
+
 function feed(filter: ClientFilter, bytes: Buffer, chunk = bytes.length): Buffer {
   const out: Buffer[] = [];
   for (let at = 0; at < bytes.length; at += chunk) {
@@ -222,6 +231,40 @@ describe("ClientFilter", () => {
     expect(handshake.subarray(0, passed.length).equals(passed)).toBe(true);
     expect(feed(filter, cutText(5)).length).toBe(0);
     expect(seen.unreadable).toBe(1);
+  });
+
+  test.each([1, 2, 3, 7, 13, 64, 100_000])(
+    "lets a watcher ask for pictures, and do nothing else, in pieces of %d",
+    (chunk) => {
+      const { filter, seen } = guestFilter("watch");
+      const asked = [handshake, pixelFormat, setEncodings, request, fence, continuous, request];
+      expect(feed(filter, everything, chunk).equals(Buffer.concat(asked.slice(0, -1)))).toBe(true);
+      // What is left out may be longer than a piece, and what follows it is seen again.
+      const more = Buffer.concat([cutText(70_000), request, cutText(-70_000), key(97), request]);
+      expect(feed(filter, more, chunk * 100).equals(Buffer.concat([request, request]))).toBe(true);
+      expect(seen.unreadable).toBe(0);
+    },
+  );
+
+  test.each([
+    ["RFB 3.3", Buffer.from("RFB 003.003\n\x01more")],
+    ["another security type", Buffer.from("RFB 003.008\n\x13more")],
+    ["an unknown message", Buffer.concat([handshake, Buffer.from([77]), key(97)])],
+  ])("passes nothing more of a watcher after %s", (_, bytes) => {
+    const { filter, seen } = guestFilter("watch");
+    const passed = feed(filter, bytes);
+    expect(handshake.subarray(0, passed.length).equals(passed)).toBe(true);
+    expect(feed(filter, Buffer.concat([key(97), request])).length).toBe(0);
+    expect(seen.unreadable).toBe(1);
+  });
+
+  test("takes from a guest who may control all but what resets the machine", () => {
+    const { filter } = guestFilter("control");
+    const { filter: owners } = filterWith();
+    expect(feed(owners, everything).length).toBe(everything.length);
+    const bytes = feed(filter, everything);
+    expect(bytes.length).toBe(everything.length - xvp.length);
+    expect(bytes.includes(xvp)).toBe(false);
   });
 
   test("gives the wanted size only between two messages", () => {

@@ -182,7 +182,8 @@ describe("typing on a screen", () => {
     [`${filling}ni`, `${filling}你`, 2, "你"],
     ["a👍", "a👍🏽", 0, "🏽"],
     ["a👍", "a", 1, ""],
-  ])("from %j to %j takes %d times backspace, then %j", (before, after, erase, type) => {
+  ])("from %j to %j takes %d times backspace, then %j", (...row) => {
+    const [before, after, erase, type] = row;
     expect(difference(before, after)).toEqual({ erase, type: [...type] });
   });
 
@@ -231,7 +232,8 @@ describe("Gestures", () => {
     const finger = (id: number, x: number, y: number): Finger => ({ id, x, y });
     return {
       gestures,
-      down: (id: number, x: number, y: number, at = 0) => gestures.down(finger(id, x, y), at),
+      down: (...[id, x, y, at = 0]: [id: number, x: number, y: number, at?: number]) =>
+        gestures.down(finger(id, x, y), at),
       move: (...fingers: [number, number, number][]) =>
         gestures.move(fingers.map((each) => finger(...each))),
       up: (id: number, at: number) => gestures.up(id, at),

@@ -23,6 +23,8 @@ export interface DisplayParts {
 }
 
 export interface DisplayPorts {
+  /** Who only watches has the size that others set. */
+  mayResize: boolean;
   /** Has the desktop's programs draw larger; false where that cannot be done. Never rejects. */
   setScale(factor: number, signal: AbortSignal): Promise<boolean>;
 }
@@ -60,11 +62,14 @@ export class Display {
   constructor(parts: DisplayParts, ports: DisplayPorts) {
     this.#parts = parts;
     this.#ports = ports;
-    const fit = loadSetting("fit");
+    const fit = this.#allowed(loadSetting("fit") ?? "window");
     const sharp = loadSetting("sharp");
     this.#fit = parseFit(fit);
+    for (const option of [...parts.fit.options]) {
+      option.hidden = this.#allowed(option.value) !== option.value;
+    }
     this.#sharp = sharp === null ? null : sharp === "true";
-    parts.fit.value = this.#fit === "window" ? "window" : (fit ?? "");
+    parts.fit.value = fit;
     parts.fit.addEventListener("change", () => {
       saveSetting("fit", parts.fit.value);
       this.#fit = parseFit(parts.fit.value);
@@ -147,6 +152,10 @@ export class Display {
   set isZoomed(isZoomed: boolean) {
     this.#isZoomed = isZoomed;
     this.#changed();
+  }
+
+  #allowed(name: string): string {
+    return this.#ports.mayResize || name === "actual" ? name : "scale";
   }
 
   get #isSharp(): boolean {

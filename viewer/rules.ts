@@ -82,8 +82,8 @@ export function withTicket(url: string, ticket: string): string {
 }
 
 /** The WebSocket's absolute address, hung on the page's own address and its relative base. */
-export function websocketUrl(pageUrl: string, base: string): string {
-  const url = new URL(`${base}desktop-websockify/`, pageUrl);
+export function websocketUrl(pageUrl: string, base: string, ticket = ""): string {
+  const url = new URL(withTicket(`${base}desktop-websockify/`, ticket), pageUrl);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   return url.href;
 }

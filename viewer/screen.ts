@@ -26,6 +26,8 @@ interface Parts {
   label: string;
   meter: Meter;
   attachments: readonly Attachment[];
+  /** Whether this viewer may only watch. */
+  isWatching: boolean;
 }
 
 // A line that answers at all answers in this time; a dead one may stay silent for many minutes.
@@ -95,6 +97,7 @@ class Line implements Connection {
     });
     this.rfb = new RFB(parts.container, socket, { shared: true });
     this.rfb.background = "var(--screen)";
+    this.rfb.viewOnly = parts.isWatching;
     this.#canvas = parts.container.querySelector("canvas");
     this.#canvas?.setAttribute("role", "application");
     this.#canvas?.setAttribute("aria-label", parts.label);

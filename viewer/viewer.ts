@@ -6,6 +6,7 @@ import { Clipboard, type ClipboardPorts, parseWay } from "./clipboard.ts";
 import { Display } from "./display.ts";
 import { byId, createIcon } from "./dom.ts";
 import logo from "./jupyter-logo.svg" with { type: "text" };
+import { bindDrop, createFiles } from "./files.ts";
 import { Keyboard } from "./keyboard.ts";
 import { bindUnloadQuestion, createKeysPanel } from "./keys.ts";
 import { type LayoutPorts, Layouts } from "./layout.ts";
@@ -18,9 +19,10 @@ import { type Status, websocketUrl, withTicket } from "./rules.ts";
 import { Screen, type ScreenEvents } from "./screen.ts";
 import { type Ports, Session, type State } from "./session.ts";
 import { bindToggle } from "./settings.ts";
+import { Share } from "./share.ts";
 import { askStatus, postJson, postOrder, StatusFeed } from "./status.ts";
 import { Modifiers } from "./strokes.ts";
-import { chooseLanguage, createText, isTextKey, type Text } from "./text.ts";
+import { chooseLanguage, createText, isTextKey, type Text, type TextKey } from "./text.ts";
 import { Toast } from "./toast.ts";
 import { TouchKeyboard } from "./touch.ts";
 import { Trackpad } from "./trackpad.ts";
@@ -30,8 +32,8 @@ const reloadedKey = "jupyter-desktop:reloaded-for";
 
 /** Starts the page. */
 function start(): void {
-  const { base = "./", version = "", ticket = "" } = document.body.dataset;
-  const text = createText(navigator.languages);
+  const { base = "./", version = "", role = "owner", ticket = "" } = document.body.dataset;
+  const text = role === "owner" ? createText(navigator.languages) : guestText(role);
   dress(text, base);
   const title = createTitle();
   const server = createServer(base, ticket);
@@ -54,9 +56,9 @@ function start(): void {
     focusDesktop: () => session.focus(),
   });
   const layouts = createLayouts(panels, { text, url: server.address("keyboard") });
-  const display = createDisplay(server.address("scale"));
+  const display = createDisplay(server.address("scale"), role !== "watch");
   const screen = createScreen(
-    { base, meter, display, label: text("screen.label") },
+    { base, meter, display, label: text("screen.label"), isWatching: role === "watch" },
     { clipboard: (value) => clipboard.received(value), desktopName: title.setName },
   );
   const card = createCard(text, (action) => session.act(action));
@@ -70,7 +72,8 @@ function start(): void {
     connect: (events) => screen.connect(server.socketUrl(), events),
     ...server,
     feed,
-    show: (state, notice) => {
+    show: (state, told) => {
+      const notice = role === "owner" ? told : withoutOrders(told);
       card.show(state, notice);
       title.setState(state, notice);
       hands.forget();
@@ -96,6 +99,7 @@ function start(): void {
     state: () => session.state,
     leaving: unload.leave,
   });
+  offerFeatures(panels, text, base);
   bindWakeUps(session);
   session.start();
 }
@@ -114,18 +118,68 @@ function createServer(base: string, ticket: string) {
 }
 
 function createScreen(
-  parts: { base: string; meter: Meter; display: Display; label: string },
+  parts: { base: string; meter: Meter; display: Display; label: string; isWatching: boolean },
   events: ScreenEvents,
 ): Screen {
-  const { base, meter, display, label } = parts;
+  const { base, meter, display, label, isWatching } = parts;
   const quality = new Quality(byId("display-quality", HTMLSelectElement), {
     meter,
     probeUrl: `${base}healthz`,
     isVisible: browserPorts.isVisible,
   });
   const [container, frame] = [byId("stage", HTMLElement), byId("frame", HTMLElement)];
-  return new Screen({ container, frame, label, meter, attachments: [display, quality] }, events);
+  const attachments = [display, quality];
+  return new Screen({ container, frame, label, meter, isWatching, attachments }, events);
 }
+
+/** What this visitor may use, as the server says: files and sharing are the owner's. */
+function offerFeatures(panels: Panels, text: Text, base: string): void {
+  const { role = "owner", features = "", ticket = "" } = document.body.dataset;
+  const offered = features.split(" ");
+  if (offered.includes("files")) {
+    const icon = (name: string) => iconAddress(base, name);
+    const address = (below: string) => withTicket(`${base}desktop/api/files${below}`, ticket);
+    panels.on("files", createFiles({ text, address, icon }));
+    panels.offer("files");
+  } else {
+    bindDrop(null);
+  }
+  if (offered.includes("share")) {
+    const address = (below: string) => withTicket(`${base}desktop/api/shares${below}`, ticket);
+    const share = new Share({ text, address, base });
+    panels.on("share", { opened: () => share.opened(), closed: () => share.closed() });
+    panels.offer("share");
+  }
+  if (role === "watch") {
+    panels.offer("clipboard", false);
+    panels.offer("keys", false);
+  }
+  if (role !== "owner") {
+    byId("restart-entry", HTMLElement).hidden = true;
+    byId("stop-entry", HTMLElement).hidden = true;
+    byId("logout-form", HTMLElement).hidden = false;
+    byId("account", HTMLElement).hidden = false;
+  }
+}
+
+/** What a guest reads where the owner reads something else. */
+function guestText(role: string): Text {
+  const text = createText(navigator.languages);
+  const own: Partial<Record<TextKey, TextKey>> = {
+    "connected.title": role === "watch" ? "guest.watch" : "guest.control",
+    "login.title": "guest.over",
+    "login.body": "guest.over-body",
+    "action.login": "action.reload",
+    "more.logout": "guest.leave",
+  };
+  return (key, values) => text(own[key] ?? key, values);
+}
+
+/** A guest starts no desktop. */
+const withoutOrders = (notice: Notice | null): Notice | null =>
+  notice?.action?.what === "start" || notice?.action?.what === "restart"
+    ? { ...notice, action: null }
+    : notice;
 
 /** Keyboard and fingers: all that sends keys and points. */
 function createHands(parts: {
@@ -201,6 +255,7 @@ function isOutdated(status: Status, version: string): boolean {
   }
 }
 
+/** Puts words and drawings where the markup names them. */
 function dress(text: Text, base: string): void {
   document.documentElement.lang = chooseLanguage(navigator.languages);
   fillLabels(text);
@@ -221,12 +276,14 @@ function fillLabels(text: Text): void {
 }
 
 function drawIcons(base: string): void {
-  const version = new URL(import.meta.url).search;
   for (const element of document.querySelectorAll<HTMLElement>("[data-icon]")) {
-    const name = element.dataset.icon ?? "";
-    const file = name === "clipboard" ? "clipboard.svg" : "icons.svg";
-    element.prepend(createIcon(`${base}desktop/static/${file}${version}#${name}`));
+    element.prepend(createIcon(iconAddress(base, element.dataset.icon ?? "")));
   }
+}
+
+function iconAddress(base: string, name: string): string {
+  const file = name === "clipboard" ? "clipboard.svg" : "icons.svg";
+  return `${base}desktop/static/${file}${new URL(import.meta.url).search}#${name}`;
 }
 
 // The logo, with a dot for the state: told apart in a row of tabs also without a name.
@@ -290,7 +347,7 @@ function createClipboard(
 // What somebody else's VNC server shows cannot be told what to do.
 const isOwnDesktop = () => document.body.dataset.desktop === "own";
 
-function createDisplay(scaleUrl: string): Display {
+function createDisplay(scaleUrl: string, mayResize: boolean): Display {
   return new Display(
     {
       screen: byId("screen", HTMLElement),
@@ -300,6 +357,7 @@ function createDisplay(scaleUrl: string): Display {
       sharpLabel: byId("display-sharp-label", HTMLElement),
     },
     {
+      mayResize,
       setScale: async (factor, signal) =>
         isOwnDesktop() && (await postJson(scaleUrl, { factor }, signal)).isOk,
     },
