@@ -21,7 +21,8 @@ setDefaultTimeout(3 * SLOW_MS);
 
 const TITLE = "Ada's lab";
 const PHONE = { viewport: { width: 360, height: 640 }, hasTouch: true, isMobile: true };
-const TOOLS = ["Clipboard", "Keys", "Display", "Fullscreen", "More"];
+const PANELS = ["Clipboard", "Keys", "Display", "Files", "Share", "More"];
+const TOOLS = PANELS.toSpliced(5, 0, "Fullscreen");
 
 /** All of the screen is one window that writes down each key and button; the pointer gives it the keyboard. */
 const XEV = `#!/bin/sh
@@ -82,7 +83,7 @@ function listen(on = desk) {
   const events = () =>
     [
       ...said().matchAll(
-        /^(Key|Button)(Press|Release) event[^]*?(?:keysym 0x\w+, (\w+)\)|button (\d))/gm,
+        /^(Key|Button)(Press|Release) event[\s\S]*?(?:keysym 0x\w+, (\w+)\)|button (\d))/gm,
       ),
     ].map(([, , what, keysym, button]) => (what === "Press" ? "+" : "-") + (keysym ?? button));
   const arrives = (expected: string) =>
@@ -113,7 +114,7 @@ test("the bar names the desktop and its state, and each of its buttons opens wha
     ]);
     const names = await page.locator("#tools button:visible").allTextContents();
     expect(names.map((name) => name.trim()).filter(Boolean)).toEqual(TOOLS);
-    for (const name of ["Clipboard", "Keys", "Display", "More"]) {
+    for (const name of PANELS) {
       await openPanel(page, name);
       await screenshot(page, `shell-${name.toLowerCase()}.png`);
       await page.keyboard.press("Escape");
@@ -412,7 +413,7 @@ test("in trackpad mode a finger moves the pointer, and taps are clicks where the
     await page.keyboard.press("Escape");
     const start = listen();
     await slide([{ x: 100, y: 300 }], [{ x: 140, y: 300 }]);
-    const places = () => [...start.said().matchAll(/MotionNotify[^]*?root:\((\d+),(\d+)\)/g)];
+    const places = () => [...start.said().matchAll(/MotionNotify[\s\S]*?root:\((\d+),(\d+)\)/g)];
     await until("the pointer moved", () => places().length > 1);
     const last = places().at(-1)?.slice(1).map(Number) ?? [];
     // From the middle of the screen, by more than the finger moved; and not to where the finger is.
@@ -466,7 +467,7 @@ test("two fingers zoom the view and not the desktop, and a tap hits what is seen
     await tap({ x: 200, y: 400 });
     await clicked.arrives("+1 -1");
     const [x = 0, y = 0] =
-      /ButtonPress[^]*?root:\((\d+),(\d+)\)/.exec(clicked.said())?.slice(1).map(Number) ?? [];
+      /ButtonPress[\s\S]*?root:\((\d+),(\d+)\)/.exec(clicked.said())?.slice(1).map(Number) ?? [];
     expect(Math.abs(x - (200 - box.x) / scale)).toBeLessThan(2);
     expect(Math.abs(y - (400 - box.y) / scale)).toBeLessThan(2);
     await slide(
@@ -547,7 +548,7 @@ test("from the load to the log-out one needs nothing but a keyboard", () =>
     await until("the focus on the desktop", async () => (await focused(page)) === "CANVAS");
     await page.keyboard.press("Control+Alt+Shift");
     const walked: string[] = [];
-    for (let step = 0; step < 6; step++) {
+    for (let step = 0; step < 8; step++) {
       walked.push(await focused(page));
       await page.keyboard.press("Tab");
     }
@@ -555,12 +556,14 @@ test("from the load to the log-out one needs nothing but a keyboard", () =>
       "clipboard-button",
       "keys-button",
       "display-button",
+      "files-button",
+      "share-button",
       "fullscreen-button",
       "more-button",
       "tuck-button",
     ]);
     // Each panel opens by Enter, is walked by Tab, and Escape leads back to its button.
-    for (const name of ["Keys", "Display", "More"]) {
+    for (const name of PANELS) {
       await button(page, name).focus();
       await page.keyboard.press("Enter");
       await panel(page, name.toLowerCase()).waitFor();
