@@ -51,6 +51,12 @@ export class Bar {
         this.settle();
       }
     });
+    // In a frame, such as a tab of JupyterLab, the way back is the page around: no Lab inside Lab.
+    if (window !== window.top) {
+      for (const name of ["href", "aria-label", "title"]) {
+        byId("home", HTMLElement).removeAttribute(name);
+      }
+    }
     this.#show();
     // A bar that was tucked away in the last visit is not seen leaving in this one.
     for (const move of this.#bar.getAnimations()) {

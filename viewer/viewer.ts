@@ -193,7 +193,10 @@ function createHands(parts: {
   const container = byId("screen", HTMLElement);
   const send: Session["sendKey"] = (keysym, code, isDown) => session.sendKey(keysym, code, isDown);
   const modifiers = new Modifiers(send);
-  const keyboard = new Keyboard(container, { leave: () => bar.focus() });
+  const keyboard = new Keyboard(container, {
+    leave: () => bar.focus(),
+    tabbed: () => toast.showOnce("told-leave", text("screen.leave")),
+  });
   const keysPanel = createKeysPanel({ text, toast, send, modifiers, keyboard });
   const zoom = new Zoom(container, {
     zoomed: (isZoomed) => {

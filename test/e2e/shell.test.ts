@@ -209,6 +209,42 @@ test("no key stays down when the focus leaves the desktop, and a chord leads to 
     expect(await focused(page)).toBe("CANVAS");
   }));
 
+test("who comes by keyboard or by ear is told of the way out, once", () =>
+  withDesktop(async (page) => {
+    const way = "Ctrl+Alt+Shift moves the focus to the bar.";
+    const chromium = await page.context().newCDPSession(page);
+    const { nodes } = await chromium.send("Accessibility.getFullAXTree");
+    const screen = nodes.find(({ role }) => role?.value === "application");
+    expect([screen?.name?.value, screen?.description?.value]).toEqual(["Remote desktop", way]);
+    const told = listen();
+    await page.keyboard.press("Tab");
+    await told.arrives("+Tab -Tab");
+    await page.locator("#toast").getByText(way).waitFor();
+    await page.reload();
+    await inState(page, "connected");
+    await until("the focus on the desktop", async () => (await focused(page)) === "CANVAS");
+    const again = listen();
+    await page.keyboard.press("Tab");
+    await again.arrives("+Tab -Tab");
+    expect(await page.locator("#toast").textContent()).toBe("");
+  }));
+
+test("in a frame the logo leads nowhere, since the way back is the page around it", () =>
+  withDesktop(async (page) => {
+    expect(await page.locator("#bar").getByRole("link").getAttribute("href")).toBe("./");
+    await page.route("**/around", (route) =>
+      route.fulfill({
+        contentType: "text/html",
+        body: '<!doctype html><title>around</title><iframe src="/" width="900" height="600"></iframe>',
+      }),
+    );
+    await page.goto(new URL("around", desk.url).href);
+    const inner = page.frameLocator("iframe");
+    await inner.locator("body[data-state=connected]").waitFor();
+    expect(await inner.locator("#bar").getByRole("link").count()).toBe(0);
+    expect(await inner.locator("#home img").isVisible()).toBe(true);
+  }));
+
 test("on a Mac, ⌘ is Ctrl unless the reader wants it otherwise", () =>
   withPage(browser, {}, async (page) => {
     await page.addInitScript("Object.defineProperty(navigator, 'platform', { value: 'MacIntel' })");
