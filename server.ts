@@ -4427,6 +4427,13 @@ const samePath = (written: string) =>
     }
   });
 
+/** The path in that spelling. With absolute_url jupyter-server-proxy 4.6 encodes once more, so that %40 comes as %2540. */
+function pathUnder(base: string, written: string): string {
+  const asked = samePath(written);
+  const once = asked.startsWith(base) ? asked : samePath(written.replaceAll("%25", "%"));
+  return once.startsWith(base) ? once : asked;
+}
+
 /** From a path under the base back to the base: "./", "../", … */
 function relativeBase(requestPath: string, baseUrl: string): string {
   const base = samePath(baseUrl);
@@ -4787,7 +4794,7 @@ function mountForGuests(app: Hono<Env>, options: AppOptions): void {
 export function createApp(options: AppOptions): Hono<Env> {
   const { supervisor, log } = options;
   const base = samePath(options.baseUrl);
-  const getPath = (request: Request) => samePath(new URL(request.url).pathname);
+  const getPath = (request: Request) => pathUnder(base, new URL(request.url).pathname);
   const root = new Hono<Env>({ strict: true, getPath }).use(securityHeaders(options));
   const app = root.basePath(base);
   const limiter = new GuessLimiter();

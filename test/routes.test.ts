@@ -813,6 +813,14 @@ describe("the base URL", () => {
     },
   );
 
+  test("is found where a proxy encoded it once more", async () => {
+    const { ask } = desk({ baseUrl: "/user/x%40y.z/lab/kept/" });
+    const page = await ask("/user/x%2540y.z/lab/kept/desktop/", { headers: BEARER });
+    expect(page.status).toBe(200);
+    expect(await page.text()).toContain('base="../"');
+    expect((await ask("/user/x%2541y.z/lab/kept/desktop/", { headers: BEARER })).status).toBe(404);
+  });
+
   test("answers nothing outside of it", async () => {
     const { ask, expectUntouched } = desk({ baseUrl: "/desk/" });
     for (const [to, init] of requests)

@@ -111,6 +111,21 @@ async function startJupyter(home: Home, baseUrl: string, env: Record<string, str
 
 type Jupyter = Awaited<ReturnType<typeof startJupyter>>;
 
+/** An operator's own entry, with a prefix that Jupyter keeps. */
+function addKeptEntry(to: Home): void {
+  const command = [process.execPath, SERVER, "--unix-socket", "{unix_socket}"];
+  const kept = {
+    command: [...command, "--base-url", "{base_url}kept/", "--vnc", "unix:/nonexistent/vnc.sock"],
+    unix_socket: 1,
+    absolute_url: 1,
+    timeout: 60,
+  };
+  fs.appendFileSync(
+    path.join(to.dir, ".jupyter/jupyter_server_config.py"),
+    `c.ServerProxy.servers.update(${JSON.stringify({ kept }).replace(/(_url|_socket)":1/g, '$1":True')})\n`,
+  );
+}
+
 let browser: Browser;
 /** The Jupyter that most tests use, with the entry as `install` writes it. */
 let home: Home;
@@ -124,18 +139,7 @@ beforeAll(async () => {
   fs.mkdirSync(ARTIFACTS, { recursive: true });
   home = newHome();
   expect((await home.cli("install", "--geometry", "1024x768")).code).toBe(0);
-  // An operator's own entry, with a prefix that Jupyter keeps.
-  const command = [process.execPath, SERVER, "--unix-socket", "{unix_socket}"];
-  const kept = {
-    command: [...command, "--base-url", "{base_url}kept/", "--vnc", "unix:/nonexistent/vnc.sock"],
-    unix_socket: 1,
-    absolute_url: 1,
-    timeout: 60,
-  };
-  fs.appendFileSync(
-    path.join(home.dir, ".jupyter/jupyter_server_config.py"),
-    `c.ServerProxy.servers.update(${JSON.stringify({ kept }).replace(/(_url|_socket)":1/g, '$1":True')})\n`,
-  );
+  addKeptEntry(home);
   [browser, jupyter] = await Promise.all([launchBrowser(), startJupyter(home, "/user/x@y.z/")]);
   context = await browser.newContext({
     viewport: SIZE,
@@ -316,7 +320,9 @@ test("the entry's options: in a tab of the Lab, the old address, no Bun on PATH,
   fs.writeFileSync(xstartup, LIGHT, { mode: 0o755 });
   const entry = ["--lab-tab", "--websockify", "--xstartup", xstartup, "--start", "visit"];
   expect((await other.cli("install", ...entry)).code).toBe(0);
+  addKeptEntry(other);
   await using lab = await startJupyter(other, "/user/x%40y.z/lab/", { PATH: "/nonexistent" });
+  expect((await lab.ask("kept/desktop/", { headers: { accept: "text/html" } })).status).toBe(200);
 
   // Jupyter's probe of the socket, and looking at the status, start nothing; the latter keeps nobody awake either.
   const status = async () => {

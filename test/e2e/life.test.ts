@@ -186,8 +186,8 @@ test("a page that waits tries at once when the network, the tab or the page come
 test("a page that is paused says so, sends nothing at all, and goes on at a click", async () => {
   await using desk = await startLight("--idle-disconnect", "2s");
   await withConnected(desk.url, async (page) => {
-    const [requests, sockets] = [countRequests(page), countSockets(page)];
     await page.getByRole("heading", { name: "Paused", exact: true }).waitFor();
+    const [requests, sockets] = [countRequests(page), countSockets(page)];
     expect(await statusOf(desk)).toMatchObject({ state: "ready", viewers: 0 });
     for (const [target, event] of [
       ["window", "online"],
@@ -253,7 +253,7 @@ test("an old page that meets a newer server loads itself again, once", async () 
       loads += 1;
     });
     // Every status says that the server is newer, while the page is served as it was: as by a proxy's cache.
-    await page.route("**/desktop/api/status", async (route) => {
+    await page.route(/\/desktop\/api\/status/, async (route) => {
       if (route.request().headers().accept?.includes("event-stream")) return route.abort();
       const response = await route.fetch();
       await route.fulfill({ response, json: { ...(await response.json()), version: "99.0.0" } });
