@@ -154,9 +154,8 @@ function offerFeatures(panels: Panels, text: Text, base: string): void {
     panels.offer("clipboard", false);
     panels.offer("keys", false);
   }
+  byId("orders", HTMLElement).hidden = !isOwnDesktop();
   if (role !== "owner") {
-    byId("restart-entry", HTMLElement).hidden = true;
-    byId("stop-entry", HTMLElement).hidden = true;
     byId("logout-form", HTMLElement).hidden = false;
     byId("account", HTMLElement).hidden = false;
   }

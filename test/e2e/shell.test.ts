@@ -318,6 +318,11 @@ test("the bar that is tucked away leaves a tab, and stays away in the next visit
     await inState(page, "connected");
     expect(await page.locator("#bar").isVisible()).toBe(false);
     await screenshot(page, "shell-tucked.png");
+    const moves = () =>
+      page.evaluate<string>("getComputedStyle(document.querySelector('#bar')).transitionDuration");
+    expect(await moves()).toContain("0.16s");
+    await page.emulateMedia({ reducedMotion: "reduce" });
+    expect(await moves()).toBe("0s");
     await page.getByRole("button", { name: "Show the bar" }).click();
     await page.locator("#bar").waitFor({ state: "visible" });
     await page.reload();
@@ -420,6 +425,25 @@ test("on a phone one types with the system's keyboard, and with a row of what it
     }
     expect(await overflow(page, "html")).toBe(0);
     await screenshot(page, "shell-touch.png");
+  }, PHONE));
+
+test("nothing stands under the notch of a phone, nor under the bar at its foot", () =>
+  withDesktop(async (page) => {
+    const chromium = await page.context().newCDPSession(page);
+    const box = async (part: string) => {
+      const found = await page.locator(part).boundingBox();
+      const { x, y, width, height } = found ?? { x: 0, y: 0, width: 0, height: 0 };
+      return [x, y, x + width, y + height];
+    };
+    const insets = { top: 40, left: 30, right: 20, bottom: 34 };
+    await chromium.send("Emulation.setSafeAreaInsetsOverride", { insets });
+    expect(await box("main")).toEqual([30, 90, 340, 606]);
+    const [left = 0, top = 0, , bottom = 0] = await box("#home");
+    expect([left, top >= 40, bottom <= 90]).toEqual([30, true, true]);
+    await page.locator("#touch-button").tap();
+    expect((await box("main")).slice(0, 3)).toEqual([30, 90, 340]);
+    expect((await box("#keybar button:first-child"))[3]).toBe(606);
+    await screenshot(page, "shell-notch.png");
   }, PHONE));
 
 test("where syllables are composed, only what was composed arrives", () =>
@@ -621,6 +645,7 @@ test("from the load to the log-out one needs nothing but a keyboard", () =>
     }
     await page.keyboard.press("Enter");
     await page.getByLabel("Token").waitFor();
+    expect(await violations(page)).toEqual([]);
     await screenshot(page, "shell-logged-out.png");
     expect(await page.context().cookies()).toEqual([]);
     await page.goto(new URL("/", desk.url).href);
@@ -667,9 +692,85 @@ test.each<[string, PageOptions]>([
     await page.locator("#stop-entry").click();
     await check("confirm");
     await page.keyboard.press("Escape");
+    // A link, a file and an upload, each with a name that is too long for its place.
+    const long = "Zwischenablagenverwaltungsprogrammverzeichnis".repeat(2);
+    await page.locator("#files-input").setInputFiles({
+      name: `${name} ${long}.txt`,
+      mimeType: "text/plain",
+      buffer: Buffer.from("text"),
+    });
+    await page.locator('#uploads-list [data-state="done"]').waitFor();
+    await page.evaluate("document.querySelector('#files').showPopover()");
+    await panel(page, "files").getByRole("link").first().waitFor();
+    await check("files-full");
+    expect(await overflow(page, "#files")).toBe(0);
+    await page.evaluate("document.querySelector('#share').showPopover()");
+    await page.locator("#share-name").fill(long.slice(0, 60));
+    await page.keyboard.press("Enter");
+    await page.locator("#share-address").waitFor();
+    await check("share-full");
+    expect(await overflow(page, "#share")).toBe(0);
+    await page.evaluate("document.querySelector('#share').hidePopover()");
     if (options.hasTouch) {
       await page.locator("#touch-button").tap();
       await check("touch");
     }
   }, options),
+);
+
+/** What the page is told of a desktop that is not there, and the code that closed its WebSocket. */
+const TOLD: Record<string, [number, Record<string, unknown>]> = {
+  starting: [4411, { state: "starting" }],
+  ended: [4410, { state: "ended", cause: "logged-out" }],
+  failed: [
+    4412,
+    {
+      ...{ state: "failed", cause: "desktop-exited", attempt: 5 },
+      detail: { code: 127, afterMs: 280, xstartup: "/home/ada/.config/jupyter-desktop/xstartup" },
+      log: ["dbus-launch: not found", "x".repeat(200)],
+    },
+  ],
+  "no-desktop": [
+    4412,
+    {
+      ...{ state: "failed", cause: "no-desktop" },
+      detail: { command: "sudo apt-get install -y xfce4 dbus-x11 tigervnc-standalone-server" },
+    },
+  ],
+  paused: [4408, { state: "ready" }],
+  expired: [4401, { state: "ready" }],
+};
+
+test.each<[string, PageOptions]>([
+  ["by day", {}],
+  ["on a phone in German by night", { ...PHONE, locale: "de-DE", colorScheme: "dark" }],
+])("nor does %s what the page says when there is no desktop to see", (name, options) =>
+  withPage(browser, { noise: NOISE, ...options }, async (page) => {
+    let [code, status]: [number, object] = [4411, {}];
+    await page.routeWebSocket(/websockify/, (socket) => socket.close({ code, reason: "told" }));
+    await page.route("**/api/status*", (route) =>
+      /event-stream/.test(route.request().headers().accept ?? "")
+        ? route.fulfill({ contentType: "text/event-stream", body: ": nothing\n\n" })
+        : route.fulfill({ json: { since: "2026-01-31T12:00:00Z", closed: code, ...status } }),
+    );
+    for (const [what, told] of Object.entries(TOLD)) {
+      [code, status] = told;
+      await page.goto(desk.url.href);
+      await inState(page, what === "starting" ? "waiting" : "stopped");
+      // At first the connection is lost, for a reason that the page has yet to ask for.
+      if (what === "starting")
+        await page.locator("#notice-body:empty").waitFor({ state: "attached" });
+      const title = await page.locator("#notice-title").textContent();
+      expect(await page.locator("#status").textContent()).toBe(title);
+      expect(title).not.toBe("");
+      await page.evaluate(
+        "document.querySelector('.card').getAnimations().forEach((move) => move.finish())",
+      );
+      expect([what, await violations(page)]).toEqual([what, []]);
+      expect([what, await overflow(page, "html"), await overflow(page, "#notice")]).toEqual([
+        ...[what, 0, 0],
+      ]);
+      await screenshot(page, `told-${name}-${what}.png`.replaceAll(" ", "-"));
+    }
+  }),
 );
