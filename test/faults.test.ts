@@ -140,7 +140,8 @@ function sizeMessage(width: number, height: number) {
 async function watch(server: { url: URL }) {
   const viewer = await openWebSocket(server.url);
   viewer.ws.send(Buffer.from("RFB 003.008\n\x01\x01"));
-  await viewer.inbox.read(12 + 2 + 4);
+  const [types = 0] = (await viewer.inbox.read(12 + 1)).subarray(12);
+  await viewer.inbox.read(types + 4);
   const init = await viewer.inbox.read(24);
   await viewer.inbox.read(init.readUInt32BE(20));
   const size = { width: init.readUInt16BE(0), height: init.readUInt16BE(2) };

@@ -39,7 +39,8 @@ const noise = (bytes: number) => crypto.getRandomValues(new Uint8Array(bytes));
 /** The handshake; returns the size of the desktop. */
 async function shakeHands({ ws, inbox }: Viewer) {
   ws.send(Buffer.from("RFB 003.008\n\x01\x01"));
-  await inbox.read(12 + 2 + 4);
+  const [types = 0] = (await inbox.read(12 + 1)).subarray(12);
+  await inbox.read(types + 4);
   const init = await inbox.read(24);
   await inbox.read(init.readUInt32BE(20));
   return `${init.readUInt16BE(0)}x${init.readUInt16BE(2)}`;
