@@ -125,6 +125,9 @@ export class Bar {
     document.body.toggleAttribute("data-bar-floats", this.#floats);
     document.body.toggleAttribute("data-bar-hidden", isHidden);
     this.#tab.hidden = !isHidden;
+    for (const button of document.querySelectorAll("[data-fullscreen]")) {
+      button.setAttribute("aria-pressed", String(isFullscreen()));
+    }
   }
 }
 

@@ -295,6 +295,7 @@ test("in fullscreen the bar goes, comes back at the edge, and all keys are the d
     await panel(page, "keys").waitFor();
     await page.mouse.move(600, 500);
     expect(await bar.isVisible()).toBe(true);
+    expect(await button(page, "Fullscreen").getAttribute("aria-pressed")).toBe("true");
     await screenshot(page, "shell-fullscreen.png");
     await page.keyboard.press("Escape");
     await button(page, "Fullscreen").click();
