@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import * as path from "node:path";
 import type { Browser, CDPSession, Page } from "playwright-core";
-import { processesWith, startServer, tempDir, TOKEN, until } from "../_helpers.ts";
+import { fakeVnc, processesWith, startServer, tempDir, TOKEN, until } from "../_helpers.ts";
 import {
   ARTIFACTS,
   type Desk,
@@ -608,6 +608,17 @@ test("the desktop is restarted and stopped from the page, after a question", asy
     },
     { on: own },
   );
+});
+
+test("where the desktop is somebody else's, the page does not offer to end it", async () => {
+  using vnc = fakeVnc((peer) => peer.socket?.write("RFB 003.008\n"));
+  await using other = await startServer(["--vnc", vnc.name]);
+  await withPage(browser, { noise: NOISE }, async (page) => {
+    await page.goto(other.url.href);
+    await openPanel(page, "More");
+    const names = await page.locator("#more button:visible").allTextContents();
+    expect(names.map((name) => name.trim())).toEqual(["Connection numbers", "Log out"]);
+  });
 });
 
 // --- for everybody ---
