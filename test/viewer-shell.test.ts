@@ -1,4 +1,6 @@
 import { describe, expect, mock, test } from "bun:test";
+import * as fs from "node:fs";
+import * as path from "node:path";
 import { brotliCompressSync, brotliDecompressSync, gzipSync } from "node:zlib";
 import { buildViewer } from "../viewer/build.ts";
 import { type Finger, type GesturePorts, Gestures } from "../viewer/gestures.ts";
@@ -21,6 +23,8 @@ import {
   type TextKey,
   textKeys,
 } from "../viewer/text.ts";
+
+const VIEWER = path.join(import.meta.dir, "../viewer");
 
 describe("the page's sentences", () => {
   const tables = languages.map((language) => [language, createText([language])] as const);
@@ -93,6 +97,41 @@ describe("the page", () => {
       parts.reduce((total, part) => total + pack(part).length, 0);
     expect(sum((part) => brotliCompressSync(part))).toBeLessThan(90_000);
     expect(sum((part) => gzipSync(part, { level: 9 }))).toBeLessThan(105_000);
+  });
+});
+
+/** The page's own modules, by name, without their comments. */
+const modules = fs
+  .readdirSync(VIEWER)
+  .filter((name) => name.endsWith(".ts") && !name.endsWith(".d.ts") && name !== "build.ts")
+  .map((name) => {
+    const text = fs.readFileSync(path.join(VIEWER, name), "utf8");
+    return { name, text: text.replace(/^\s*(\/\/|\/?\*).*$/gm, "") };
+  });
+
+describe("what the page asks of the server", () => {
+  test("goes out from four modules, and from the meter to what is open to all", () => {
+    const asking = modules.filter(({ text }) =>
+      /\b(fetch|EventSource|WebSocket|XMLHttpRequest|sendBeacon|importScripts|Worker)\(/.test(text),
+    );
+    expect(asking.map(({ name }) => name).toSorted()).toEqual([
+      "api.ts",
+      "meter.ts",
+      "screen.ts",
+      "status.ts",
+    ]);
+    const probes = modules.flatMap(
+      ({ text }) => text.match(/(?:health|probe)Url: [^;]*?,$/gm) ?? [],
+    );
+    expect(probes.length).toBe(2);
+    expect(probes.filter((line) => !line.endsWith("healthz`,"))).toEqual([]);
+  });
+
+  test("carries the page's ticket, but for the files that it is made of", () => {
+    const addresses = modules.flatMap(({ text }) => text.match(/^.*\}desktop[-/].*$/gm) ?? []);
+    expect(addresses.length).toBeGreaterThanOrEqual(5);
+    const without = addresses.filter((line) => !/withTicket\(|desktop\/static\//.test(line));
+    expect(without).toEqual([]);
   });
 });
 

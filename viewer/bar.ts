@@ -51,13 +51,24 @@ export class Bar {
         this.settle();
       }
     });
+    // In a frame, such as a tab of JupyterLab, the way back is the page around: no Lab inside Lab.
+    if (window !== window.top) {
+      for (const name of ["href", "aria-label", "title"]) {
+        byId("home", HTMLElement).removeAttribute(name);
+      }
+    }
     this.#show();
+    // A bar that was tucked away in the last visit is not seen leaving in this one.
+    for (const move of this.#bar.getAnimations()) {
+      move.finish();
+    }
   }
 
   /** Brings the bar out and puts the focus on it. */
   focus(): void {
     this.#peek(true);
-    (this.#bar.querySelector<HTMLElement>("#tools button:not([hidden])") ?? this.#bar).focus();
+    const buttons = [...this.#bar.querySelectorAll<HTMLElement>("#tools button")];
+    buttons.find((button) => button.checkVisibility())?.focus();
   }
 
   /** A panel was closed, or the focus went: is there a reason left for the bar to stay out? */
@@ -114,6 +125,9 @@ export class Bar {
     document.body.toggleAttribute("data-bar-floats", this.#floats);
     document.body.toggleAttribute("data-bar-hidden", isHidden);
     this.#tab.hidden = !isHidden;
+    for (const button of document.querySelectorAll("[data-fullscreen]")) {
+      button.setAttribute("aria-pressed", String(isFullscreen()));
+    }
   }
 }
 

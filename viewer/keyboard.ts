@@ -6,6 +6,8 @@ import { Chord } from "./strokes.ts";
 export interface KeyboardPorts {
   /** Ctrl, Alt and Shift were pressed together, and nothing else. */
   leave(): void;
+  /** Tab was pressed: it is the desktop's, though in other pages it leads on. */
+  tabbed(): void;
 }
 
 export class Keyboard {
@@ -59,6 +61,9 @@ export class Keyboard {
       return;
     }
     if (event.type === "keydown") {
+      if (event.key === "Tab") {
+        this.#ports.tabbed();
+      }
       this.#down.set(event.code, event.key);
     } else {
       this.#down.delete(event.code);

@@ -3,7 +3,7 @@
 
 import { byId } from "./dom.ts";
 import { isMac, type Keyboard } from "./keyboard.ts";
-import { bindSwitch, loadSetting, saveSetting } from "./settings.ts";
+import { bindSwitch } from "./settings.ts";
 import {
   type KeyName,
   type ModifierName,
@@ -124,9 +124,8 @@ function bindLock({ text, toast }: KeysPorts): { fullscreen(isOn: boolean): void
       apply();
       const isLocked = lock !== undefined && isWanted;
       const name = isLocked ? "told-lock" : "told-edge";
-      if (isOn && loadSetting(name) === null) {
-        saveSetting(name, "1");
-        toast.show(text(isLocked ? "fullscreen.locked" : "fullscreen.edge"));
+      if (isOn) {
+        toast.showOnce(name, text(isLocked ? "fullscreen.locked" : "fullscreen.edge"));
       }
     },
   };

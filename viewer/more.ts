@@ -48,7 +48,14 @@ export function createMoreMenu(ports: MorePorts): void {
   // Where the file system is the guard there is nothing to log out of.
   logout.hidden = auth === "open";
   byId("account", HTMLElement).hidden = hub.hidden && logout.hidden;
-  logout.addEventListener("submit", () => ports.leaving());
+  logout.addEventListener("submit", (event) => {
+    ports.leaving();
+    // The Hub may be on another host, to which the page's policy lets no form lead.
+    if (auth === "hub") {
+      event.preventDefault();
+      location.assign(logout.action);
+    }
+  });
   const numbers = new Numbers(ports);
   panels.on("numbers", { opened: () => numbers.start(), closed: () => numbers.stop() });
 }

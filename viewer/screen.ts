@@ -101,6 +101,8 @@ class Line implements Connection {
     this.#canvas = parts.container.querySelector("canvas");
     this.#canvas?.setAttribute("role", "application");
     this.#canvas?.setAttribute("aria-label", parts.label);
+    // How to get out again, which stands in the Keys panel; read out also while that is closed.
+    this.#canvas?.setAttribute("aria-describedby", "keys-leave");
     for (const attachment of parts.attachments) {
       attachment.use(this.rfb, this.#canvas);
     }

@@ -1,6 +1,7 @@
 // The owner of the short message at the foot of the page. A new one takes the place of the last.
 
 import { byId } from "./dom.ts";
+import { loadSetting, saveSetting } from "./settings.ts";
 
 /** A button in the message. */
 export interface ToastAction {
@@ -32,6 +33,14 @@ export class Toast {
       this.#element.append(button);
     }
     this.#timer = setTimeout(() => this.hide(), action === undefined ? readMs : decideMs);
+  }
+
+  /** Shows what a browser's reader has to be told one time only. */
+  showOnce(name: string, sentence: string): void {
+    if (loadSetting(name) === null) {
+      saveSetting(name, "1");
+      this.show(sentence);
+    }
   }
 
   hide(): void {

@@ -154,9 +154,8 @@ function offerFeatures(panels: Panels, text: Text, base: string): void {
     panels.offer("clipboard", false);
     panels.offer("keys", false);
   }
+  byId("orders", HTMLElement).hidden = !isOwnDesktop();
   if (role !== "owner") {
-    byId("restart-entry", HTMLElement).hidden = true;
-    byId("stop-entry", HTMLElement).hidden = true;
     byId("logout-form", HTMLElement).hidden = false;
     byId("account", HTMLElement).hidden = false;
   }
@@ -193,7 +192,10 @@ function createHands(parts: {
   const container = byId("screen", HTMLElement);
   const send: Session["sendKey"] = (keysym, code, isDown) => session.sendKey(keysym, code, isDown);
   const modifiers = new Modifiers(send);
-  const keyboard = new Keyboard(container, { leave: () => bar.focus() });
+  const keyboard = new Keyboard(container, {
+    leave: () => bar.focus(),
+    tabbed: () => toast.showOnce("told-leave", text("screen.leave")),
+  });
   const keysPanel = createKeysPanel({ text, toast, send, modifiers, keyboard });
   const zoom = new Zoom(container, {
     zoomed: (isZoomed) => {

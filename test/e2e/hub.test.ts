@@ -131,6 +131,75 @@ describe("under JupyterHub", () => {
     });
   }, 60_000);
 
+  test("all that the page asks for by itself carries its ticket, and its log-out is the Hub's", async () => {
+    await visit(hub, "alice", async (page) => {
+      await inState(page, "connected");
+      await page.reload();
+      const base = at(hub, "alice").href;
+      const asked: string[] = [];
+      const refused: string[] = [];
+      page.on("websocket", (socket) => asked.push(socket.url().replace(/^ws/, "http")));
+      page.on("request", (request) => {
+        if (request.resourceType() !== "document") asked.push(request.url());
+      });
+      page.on("response", (response) => {
+        if (response.status() >= 400) refused.push(response.url());
+      });
+      const open = async (name: string) => {
+        await page.locator("#bar").getByRole("button", { name, exact: true }).click();
+        return page.locator(`#${name.toLowerCase()}:popover-open`);
+      };
+      const heard = (part: string) =>
+        until(part, () => asked.some((url) => url.startsWith(`${base}desktop${part}`)), SLOW_MS);
+      await inState(page, "connected");
+      const keys = await open("Keys");
+      await heard("/api/keyboard");
+      await keys.getByRole("combobox").selectOption({ label: "German" });
+      await page.keyboard.press("Escape");
+      const files = await open("Files");
+      await page
+        .locator("#files-input")
+        .setInputFiles({ name: "a.txt", mimeType: "text/plain", buffer: Buffer.from("alice's") });
+      const download = page.waitForEvent("download");
+      await files.getByRole("link", { name: "a.txt" }).click();
+      expect(fs.readFileSync(await (await download).path(), "utf8")).toBe("alice's");
+      asked.push((await download).url());
+      await page.keyboard.press("Escape");
+      await open("More");
+      await page.getByRole("button", { name: "Connection numbers" }).click();
+      await until("a round trip", () => asked.includes(`${base}healthz`), SLOW_MS);
+      await page.keyboard.press("Escape");
+      await open("More");
+      await page.getByRole("button", { name: "Restart the desktop" }).click();
+      await page.locator("#confirm-yes").click();
+      await heard("/api/restart");
+      await heard("/api/status");
+      await seesDesktop(page);
+
+      const ticket = await page.locator("body").getAttribute("data-ticket");
+      const isOpen = (url: string) =>
+        url === `${base}healthz` || url.startsWith(`${base}desktop/static/`);
+      const without = asked.filter(
+        (url) =>
+          url.startsWith(base) && !isOpen(url) && new URL(url).searchParams.get("t") !== ticket,
+      );
+      expect(without).toEqual([]);
+      expect(refused).toEqual([]);
+      for (const part of [
+        "-websockify/",
+        "/api/files?",
+        "/api/files/uploads",
+        "/api/files/download",
+      ])
+        await heard(part);
+
+      await open("More");
+      await page.getByRole("button", { name: "Log out" }).click();
+      await page.locator("#username_input").waitFor();
+      expect(new URL(page.url()).pathname).toBe("/hub/login");
+    });
+  }, 90_000);
+
   test("another user gets 403 on HTTP and on the WebSocket", async () => {
     await visitOf(hub, ["alice", "bob"], async (page) => {
       await page.getByRole("heading", { name: "403" }).waitFor();
