@@ -115,8 +115,9 @@ firefox_is_sandboxed() {
 look_at_firefox() {
   session_environment
   check "the session has a display and a bus" [ "${#session[@]}" -eq 3 ]
-  (inside "${session[@]}" firefox-esr --new-window \
-    'data:text/html,<title>Firefox</title><body style="background:%23ff8800"><h1>Firefox in the container</h1>' >"$roots/logs/$shot-firefox.log" 2>&1) &
+  # A file: Firefox takes no data: address from a command line.
+  inside sh -c 'echo "<title>Firefox</title><body style=background:#ff8800><h1>Firefox in the container</h1>" >/tmp/page.html'
+  (inside "${session[@]}" firefox-esr --new-window file:///tmp/page.html >"$roots/logs/$shot-firefox.log" 2>&1) &
   check "firefox-esr's page processes run under its seccomp sandbox" within 60 firefox_is_sandboxed
   firefox_pages | head -n 2 | while read -r pid rest; do
     say "      $pid $(grep -hE '^(Seccomp|NoNewPrivs)' "/proc/$pid/status" | tr '\t\n' '  ')${rest:0:60}"
