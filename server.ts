@@ -4909,13 +4909,23 @@ function statusStream(c: Context<Env>, options: AppOptions): Response {
   return streamSSE(c, async (stream) => {
     const { promise: gone, resolve } = Promise.withResolvers<void>();
     const visitor = c.get("visitor");
-    const send = () => void stream.writeSSE({ data: JSON.stringify(fullStatus(options, visitor)) });
+    let [isSending, isNews] = [false, false];
+    // One at a time, and then the newest: a reader that stalls would have all of them kept for it.
+    const send = async () => {
+      isNews = true;
+      if (isSending) return;
+      for (isSending = true; isNews;) {
+        isNews = false;
+        await stream.writeSSE({ data: JSON.stringify(fullStatus(options, visitor)) });
+      }
+      isSending = false;
+    };
     const over = () => resolve();
     visitor.over?.addEventListener("abort", over);
     const stops = [supervisor.onChange(send), bridge.onChange(send)];
     stream.onAbort(resolve);
-    send();
-    const beat = setInterval(() => void stream.write(": alive\n\n"), SSE_BEAT_MS);
+    void send();
+    const beat = setInterval(() => void (isSending || stream.write(": alive\n\n")), SSE_BEAT_MS);
     await gone;
     clearInterval(beat);
     visitor.over?.removeEventListener("abort", over);
