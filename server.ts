@@ -4151,9 +4151,11 @@ function securityHeaders({
   });
 }
 
+const bearerToken = (c: Context) =>
+  /^(?:bearer|token) +(\S+)$/i.exec(c.req.header("authorization") ?? "")?.[1];
+
 function requestToken(c: Context, cookieName: string): string | undefined {
-  const bearer = /^(?:bearer|token) +(\S+)$/i.exec(c.req.header("authorization") ?? "")?.[1];
-  return bearer ?? c.req.query("token") ?? getCookie(c, cookieName);
+  return bearerToken(c) ?? c.req.query("token") ?? getCookie(c, cookieName);
 }
 
 /** Guards every route that is mounted after it. */
@@ -4371,9 +4373,8 @@ function hubPage(
 
 /** The token of a request, and whether it is from the cookie, which a browser sends along by itself. */
 function hubToken(c: Context, hub: Hub): { token: string | undefined; byCookie: boolean } {
-  const bearer = /^(?:bearer|token) +(\S+)$/i.exec(c.req.header("authorization") ?? "")?.[1];
   const inUrl = hub.config.allowTokenInUrl || isUpgrade(c) ? c.req.query("token") : undefined;
-  const given = bearer ?? inUrl;
+  const given = bearerToken(c) ?? inUrl;
   if (given) return { token: given, byCookie: false };
   return { token: hub.open("token", getCookie(c, hubCookieName(hub))), byCookie: true };
 }
@@ -4909,13 +4910,23 @@ function statusStream(c: Context<Env>, options: AppOptions): Response {
   return streamSSE(c, async (stream) => {
     const { promise: gone, resolve } = Promise.withResolvers<void>();
     const visitor = c.get("visitor");
-    const send = () => void stream.writeSSE({ data: JSON.stringify(fullStatus(options, visitor)) });
+    let [isSending, isNews] = [false, false];
+    // One at a time, and then the newest: a reader that stalls would have all of them kept for it.
+    const send = async () => {
+      isNews = true;
+      if (isSending) return;
+      for (isSending = true; isNews;) {
+        isNews = false;
+        await stream.writeSSE({ data: JSON.stringify(fullStatus(options, visitor)) });
+      }
+      isSending = false;
+    };
     const over = () => resolve();
     visitor.over?.addEventListener("abort", over);
     const stops = [supervisor.onChange(send), bridge.onChange(send)];
     stream.onAbort(resolve);
-    send();
-    const beat = setInterval(() => void stream.write(": alive\n\n"), SSE_BEAT_MS);
+    void send();
+    const beat = setInterval(() => void (isSending || stream.write(": alive\n\n")), SSE_BEAT_MS);
     await gone;
     clearInterval(beat);
     visitor.over?.removeEventListener("abort", over);
@@ -5537,12 +5548,8 @@ async function chooseServer(config: Config, env: NodeJS.ProcessEnv): Promise<str
 /** The address of the desktop's D-Bus, from one of its processes; a desktop that has just started may have none yet. */
 async function sessionBus(dir: string, { since }: ServerStatus): Promise<string | undefined> {
   for (;;) {
-    for (const pid of markedPids(readIfThere(path.join(dir, "mark")))) {
-      const environ = readIfThere(`/proc/${pid}/environ`);
-      const address = /(?:^|\0)DBUS_SESSION_BUS_ADDRESS=([^\0]+)/.exec(environ)?.[1];
-      if (address) return address;
-    }
-    if (Date.now() - Date.parse(since) > BUS_WAIT_MS) return undefined;
+    const address = markedEnv(readIfThere(path.join(dir, "mark")))?.DBUS_SESSION_BUS_ADDRESS;
+    if (address || Date.now() - Date.parse(since) > BUS_WAIT_MS) return address;
     await Bun.sleep(REAP_POLL_MS);
   }
 }

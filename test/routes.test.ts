@@ -1419,6 +1419,19 @@ describe("desktop/api/status", () => {
     await leave();
   });
 
+  test("is kept for a reader that stalls in its newest form only", async () => {
+    const { ask, bridge, supervisor } = desk();
+    const { event, leave } = eventsOf(await ask("/desktop/api/status", { headers: STREAM }));
+    const nowhere = { kind: "unix", path: "/nonexistent/vnc.sock" } as const;
+    for (let i = 0; i < 100; i++)
+      await expect(bridge.connect(nowhere, undefined)).rejects.toThrow("vnc-unreachable");
+    await supervisor.start();
+    let events = 1;
+    while ((await event()).state !== "ready") events += 1;
+    expect(events).toBeLessThan(10);
+    await leave();
+  });
+
   test("comes not as events to HEAD, which would listen for ever", async () => {
     const { ask, listening } = watched();
     const headers = { ...BEARER, accept: "text/event-stream" };
