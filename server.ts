@@ -5698,18 +5698,35 @@ async function listen(config: Config, fetch: Fetch): Promise<Server<Session>> {
   }
 }
 
+/** Opens an address by a private file that leads on: on a command line everyone would see its token in `ps`. */
+function openPage(opener: string, url: URL, { env, name }: Pick<Served, "env" | "name">): void {
+  try {
+    const page = path.join(chooseRuntimeDir(name, env), "open.html");
+    const leadOn = `<meta http-equiv="refresh" content="0;url=${escapeHtml(url.href)}">`;
+    fs.writeFileSync(page, leadOn, { mode: 0o600 });
+    Bun.spawn([opener, page], { stdio: ["ignore", "ignore", "ignore"], detached: true }).unref();
+  } catch {
+    // There is no place for it. The address stands in the terminal, and why the desktop cannot start, on the page.
+  }
+}
+
 /** Says where the desktop is, and opens it where there is a screen to open it on. */
-function announce(config: Config, url: URL, env: NodeJS.ProcessEnv): void {
-  console.log(`Desktop: ${config.unixSocket ? `unix:${config.unixSocket}` : url.href}`);
+function announce(
+  config: Config,
+  url: URL,
+  { env, name, token }: Pick<Served, "env" | "name"> & { token: string | undefined },
+): void {
+  const withToken = new URL(url);
+  if (token !== undefined) withToken.searchParams.set("token", token);
+  // A token that was given is known already, and this line may go into a log.
+  const shown = config.token === undefined ? withToken : url;
+  console.log(`Desktop: ${config.unixSocket ? `unix:${config.unixSocket}` : shown.href}`);
   if (config.unixSocket) return;
   const screen = (env.DISPLAY || env.WAYLAND_DISPLAY) && !env.SSH_CONNECTION;
   const opener = Bun.which("xdg-open");
   const wanted = config.open ?? (screen && process.stdout.isTTY);
   if (wanted && screen && opener) {
-    Bun.spawn([opener, url.href], {
-      stdio: ["ignore", "ignore", "ignore"],
-      detached: true,
-    }).unref();
+    openPage(opener, withToken, { env, name });
   } else if (process.stdout.isTTY || env.SSH_CONNECTION || config.open) {
     const sshHost = env.SSH_CONNECTION?.split(" ")[2] ?? os.hostname();
     console.log(
@@ -5950,9 +5967,7 @@ async function serve(config: Config, env: NodeJS.ProcessEnv): Promise<number> {
     log("warn", "no authentication: whoever reaches this address has the desktop", {
       address: url.host,
     });
-  // A token that was given is known already, and this line may go into a log.
-  if (token !== undefined && config.token === undefined) url.searchParams.set("token", token);
-  announce(config, url, env);
+  announce(config, url, { env, name, token });
   const ending = new AbortController();
   if (config.activity !== "off")
     void hub?.reportActivity(lastUse(config.activity, bridge), ending.signal);

@@ -117,6 +117,21 @@ describe("jupyter-desktop listens", () => {
     expect((await fetch(line.slice(9), { redirect: "manual" })).status).toBe(303);
   });
 
+  test("and opens it with --open by a private file, with no token on a command line", async () => {
+    using bin = tempDir();
+    const seen = path.join(bin.path, "seen");
+    const opener = `#!/bin/sh\nstat -c %a "$1" >${seen}.new; cat "$1" >>${seen}.new; mv ${seen}.new ${seen}\n`;
+    fs.writeFileSync(path.join(bin.path, "xdg-open"), opener, { mode: 0o755 });
+    const env = { PATH: `${bin.path}:${process.env.PATH}`, DISPLAY: ":none" };
+    await using server = await startServer([...NO_DESKTOP, "--open"], env);
+    const said = await until(
+      "what was opened",
+      () => fs.existsSync(seen) && fs.readFileSync(seen, "utf8"),
+    );
+    expect(said).toStartWith("600\n");
+    expect(said).toContain(`;url=http://127.0.0.1:${server.url.port}/?token=${TOKEN}">`);
+  });
+
   test("without showing a token that was given", async () => {
     await using server = await startServer(NO_DESKTOP);
     expect(server.said.stdout.split("\n")[0]).toBe(`Desktop: http://127.0.0.1:${server.url.port}/`);
