@@ -37,7 +37,7 @@ isolate() {
 env_in_root=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
 machine_ca=${SSL_CERT_FILE:-${NODE_EXTRA_CA_CERTS:-}}
 if [ -r "$machine_ca" ]; then
-  for name in SSL_CERT_FILE NODE_EXTRA_CA_CERTS npm_config_cafile; do
+  for name in SSL_CERT_FILE NODE_EXTRA_CA_CERTS npm_config_cafile PIP_CERT; do
     env_in_root+=("$name=/usr/local/share/machine-ca.pem")
   done
 fi
