@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 packages="tigervnc-standalone-server xfce4 xfce4-terminal dbus-x11 x11-xserver-utils adwaita-icon-theme librsvg2-common
 fonts-dejavu-core libgl1-mesa-dri chromium firefox-esr xclip xdotool x11-utils xterm iproute2 procps x11vnc xvfb
-nginx-light caddy openssl libnss-wrapper"
+nginx-light caddy openssl libnss-wrapper curl"
 command -v npm >/dev/null || packages="$packages nodejs npm"
 
 missing=
