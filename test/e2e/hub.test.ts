@@ -355,6 +355,7 @@ describe("the idle culler", () => {
         await inState(open, "connected");
         await visit(hub, "forgotten", async (forgotten) => {
           await inState(forgotten, "connected");
+          await forgotten.getByText("Paused").first().waitFor();
           await using _ = startCuller(hub);
           const alive = async () => {
             const servers = await Promise.all(users.map((user) => serverOf(hub, user)));
@@ -363,7 +364,7 @@ describe("the idle culler", () => {
           await until("the end of a server", async () => (await alive()).includes(false), SLOW_MS);
           expect(await alive()).toEqual([false, true, true]);
           await inState(forgotten, "stopped");
-          await forgotten.getByText("Paused").first().waitFor();
+          await forgotten.getByText("Paused").first().waitFor(); // it asks nothing, and so notices nothing
           for (const page of [open, used]) await inState(page, "connected");
         });
       });
