@@ -21,8 +21,6 @@ const AT_ONCE = 12;
 const WARM_UP = 400;
 /** How much more memory the server may have than after the warm-up: its heap breathes by this much. */
 const GROWTH_KIB = 24 * 1024;
-/** TigerVNC 1.12 keeps some of each connection: 0.41 and 0.42 KiB in two runs of 60,509 and 72,582 viewers. */
-const XVNC_KIB_PER_VIEWER = 0.45;
 /** So long without a descriptor less: Xvnc sees the end of a viewer within its next turn. */
 const SETTLE_MS = 1_500;
 /** How late the status may come while all of this goes on, on a machine that does other things too. */
@@ -282,7 +280,7 @@ async function soak(say: (line: string) => void): Promise<string[]> {
   say(`slowest status: ${Math.round(slowest)} ms`);
   return [
     ...new Set(failed),
-    ...grown(before, after, tried()),
+    ...grown(before, after),
     ...(slowest > SLOWEST_MS ? [`the status took ${Math.round(slowest)} ms`] : []),
     ...((await statusOf(server)).state === "ready" ? [] : ["the desktop is not ready any more"]),
     ...(fs.existsSync(`/proc/${xvnc}`) ? [] : ["Xvnc is another one"]),
@@ -290,11 +288,9 @@ async function soak(say: (line: string) => void): Promise<string[]> {
 }
 
 type Measures = Awaited<ReturnType<typeof measure>>;
-function grown(before: Measures, after: Measures, viewers: number): string[] {
+function grown(before: Measures, after: Measures): string[] {
   return Object.entries(after).flatMap(([name, count]) => {
-    const perViewer = name.includes("Xvnc") ? XVNC_KIB_PER_VIEWER * viewers : 0;
-    const growth = name.startsWith("KiB") ? GROWTH_KIB + perViewer : 0;
-    const most = before[name as keyof Measures] + growth;
+    const most = before[name as keyof Measures] + (name.startsWith("KiB") ? GROWTH_KIB : 0);
     return count > most ? [`${name}: ${count}, and at most ${most} were expected`] : [];
   });
 }
