@@ -1396,6 +1396,7 @@ const FORBIDDEN: Readonly<Record<Visitor["role"], readonly number[]>> = {
 };
 
 const EMPTY = Buffer.alloc(0);
+const EXTENDED_DESKTOP_SIZE = -308; // rfbproto: only who names it may set the size
 
 type Phase = "version" | "security" | "auth" | "init" | "messages" | "opaque";
 /** Lengths of the client's parts of the handshake (RFC 6143, 7.1 to 7.3), in bytes. */
@@ -1427,6 +1428,8 @@ export class ClientFilter {
   #pointer = "";
   /** The size that this viewer wants, as its message. */
   #wanted: Buffer | undefined;
+  /** It has named ExtendedDesktopSize: TigerVNC 1.12 crashes of a size from a viewer that has not. */
+  #knowsSizes = false;
 
   constructor(limit: SizeLimit, events: FilterEvents, role: Visitor["role"] = "owner") {
     this.#limit = limit;
@@ -1473,7 +1476,9 @@ export class ClientFilter {
       (isUnknown && this.#role !== "owner") ||
       ((isUnknown || this.#isText(message)) && !this.#events.mayPaste());
     if (this.#isBarred && isUnknown) this.#events.unreadable();
-    if (this.#isBarred) return { before: EMPTY, isOut: true };
+    if (this.#isBarred || (this.#isSize(message) && !this.#knowsSizes))
+      return { before: EMPTY, isOut: true };
+    if (this.#isEncodings(message)) this.#knowsSizes ||= namesSizes(message);
     if (this.#isSize(message)) return { before: this.#size(message), isOut: true };
     return { before: this.#look(message), isOut: false };
   }
@@ -1493,11 +1498,17 @@ export class ClientFilter {
     return this.#phase === "messages" && message[0] === CLIENT_MESSAGE.setDesktopSize;
   }
 
-  /** Length of what starts at `at`, 0 when more is needed. A size may be changed: it has to be whole. */
+  #isEncodings(message: Buffer): boolean {
+    return this.#phase === "messages" && message[0] === CLIENT_MESSAGE.setEncodings;
+  }
+
+  /** Length of what starts at `at`, 0 when more is needed. A size may be changed, encodings are read: they have to be whole. */
   #lengthAt(bytes: Buffer, at: number): number {
     if (this.#phase !== "messages") return this.#handshake(bytes, at);
     const length = clientMessageLength(bytes, at);
-    return this.#isSize(bytes.subarray(at)) && at + length > bytes.length ? 0 : length;
+    const message = bytes.subarray(at);
+    const isWhole = at + length <= bytes.length;
+    return !isWhole && (this.#isSize(message) || this.#isEncodings(message)) ? 0 : length;
   }
 
   /** Length of the part of the handshake that starts at `at`; past the last part begin the messages. */
@@ -1552,6 +1563,13 @@ export class ClientFilter {
     this.#pointer = message.toString("latin1");
     return this.#pointer !== before;
   }
+}
+
+/** Is ExtendedDesktopSize among the encodings? */
+function namesSizes(message: Buffer): boolean {
+  for (let at = 4; at < message.length; at += 4)
+    if (message.readInt32BE(at) === EXTENDED_DESKTOP_SIZE) return true;
+  return false;
 }
 
 /**

@@ -661,24 +661,44 @@ describe("Viewers", () => {
     await using server = await startServer(["--vnc", vnc.name]);
     const sizes = () => vnc.said.map(sizesIn);
     await using one = await watch(server);
+    one.ws.send(ENCODINGS);
     one.ws.send(sizeMessage(1000, 700));
     await until("the size of the only one", () => String(sizes()) === "1000x700");
     {
       await using two = await watch(server);
+      two.ws.send(ENCODINGS);
       two.ws.send(sizeMessage(500, 400));
       two.ws.send(UPDATE_REQUEST);
-      await until("its other message", () => vnc.said[1]?.equals(Buffer.from(UPDATE_REQUEST)));
+      await until("its other message", () =>
+        vnc.said[1]?.equals(Buffer.concat([ENCODINGS, UPDATE_REQUEST])),
+      );
       two.ws.send(KEY);
       await until("its size, at its first key", () => String(sizes()[1]) === "500x400");
       one.ws.send(sizeMessage(1100, 800));
       one.ws.send(UPDATE_REQUEST);
-      await until("its other message", () => vnc.said[0]?.length === 24 + UPDATE_REQUEST.length);
+      await until(
+        "its other message",
+        () => vnc.said[0]?.length === ENCODINGS.length + 24 + UPDATE_REQUEST.length,
+      );
       expect(sizes()).toEqual([["1000x700"], ["500x400"]]);
     }
     await until(
       "the size of the one that is left",
       () => String(sizes()[0]) === "1000x700,1100x800",
     );
+  });
+
+  test("that set a size without naming that they know sizes do not take Xvnc down", async () => {
+    await using place = home();
+    await using server = await place.start();
+    await reached(server, "ready");
+    const [before] = place.named("Xtigervnc");
+    await using rude = await watch(server);
+    rude.ws.send(sizeMessage(1000, 700));
+    rude.ws.send(UPDATE_REQUEST);
+    await rude.inbox.read(4); // the picture: what came before it was taken
+    expect(place.named("Xtigervnc")).toEqual([before ?? ""]);
+    expect(await statusOf(server)).toMatchObject({ state: "ready" });
   });
 
   test("that ask for 16384x16384 get a real desktop of 33 megapixels at most", async () => {

@@ -2,7 +2,10 @@ import { describe, expect, test } from "bun:test";
 import { ClientFilter, clientMessageLength, limitDesktopSize } from "../server.ts";
 
 const limit = { width: 8192, height: 8192, pixels: 33_177_600 };
-const handshake = Buffer.concat([Buffer.from("RFB 003.008\n"), Buffer.from([1, 1])]);
+/** Its second is ExtendedDesktopSize, -308, without which no size may be asked for. */
+const setEncodings = Buffer.from([2, 0, 0, 2, 0, 0, 0, 7, 255, 255, 254, 204]);
+const hello = Buffer.concat([Buffer.from("RFB 003.008\n"), Buffer.from([1, 1])]);
+const handshake = Buffer.concat([hello, setEncodings]);
 
 function key(sym: number): Buffer {
   const bytes = Buffer.alloc(8);
@@ -35,7 +38,6 @@ function desktopSize(width: number, height: number): Buffer {
   return bytes;
 }
 
-const setEncodings = Buffer.from([2, 0, 0, 2, 0, 0, 0, 7, 255, 255, 255, 33]);
 const fence = Buffer.from([248, 0, 0, 0, 0, 0, 0, 1, 3, 9, 9, 9]);
 const qemuKey = Buffer.from([255, 0, 0, 1, 0, 0, 0, 97, 0, 0, 0, 30]);
 const qemuAudio = Buffer.from([255, 1, 0, 2, 1, 2, 0, 0, 172, 68]);
@@ -104,6 +106,18 @@ describe("clientMessageLength", () => {
 });
 
 describe("ClientFilter", () => {
+  test("lets no size through before its sender named ExtendedDesktopSize", () => {
+    for (const chunk of [1, 5, 100]) {
+      const { filter } = filterWith();
+      const old = Buffer.from([2, 0, 0, 1, 255, 255, 255, 33]);
+      const before = Buffer.concat([hello, desktopSize(800, 600), old, desktopSize(800, 600)]);
+      expect(feed(filter, before, chunk)).toEqual(Buffer.concat([hello, old]));
+      expect(filter.claimSize()).toBeUndefined();
+      const after = Buffer.concat([setEncodings, desktopSize(800, 600)]);
+      expect(feed(filter, after, chunk)).toEqual(after);
+    }
+  });
+
   const everything = Buffer.concat([
     handshake,
     ...[pixelFormat, setEncodings, request, key(97), pointer(0, 5), cutText(300), cutText(-40)],
@@ -129,7 +143,7 @@ describe("ClientFilter", () => {
 
   test("makes every viewer a sharing one", () => {
     const { filter } = filterWith();
-    const alone = Buffer.from(handshake);
+    const alone = Buffer.from(hello);
     alone[13] = 0;
     expect(feed(filter, alone).at(-1)).toBe(1);
   });
